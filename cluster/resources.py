@@ -1,0 +1,40 @@
+"""How many workers a step gets and what each may use."""
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Resources:
+    """Share of the machines for one step."""
+
+    workers: int = 1
+    """Actors of this step at most. It starts with one and grows while work is waiting."""
+    cpus: float = 0.5
+    """CPU share of each actor. Fractions let all steps of a chain live on a small machine."""
+    gpus: float = 0.0
+    """GPU share of each actor; 0 keeps the step on the CPU."""
+
+    def __post_init__(self) -> None:
+        if self.workers < 1:
+            raise ValueError(f"workers must be at least 1. Got {self.workers}.")
+        if self.cpus < 0 or self.gpus < 0:
+            raise ValueError(f"cpus and gpus must not be negative. Got {self.cpus} and {self.gpus}.")
+        if self.cpus == 0 and self.gpus == 0:
+            raise ValueError("cpus and gpus are both 0; give the step a share of something.")
+
+    def actor_options(self) -> dict[str, Any]:
+        """Options for `ray.remote` actors: restarted when their process or node dies, never for an error in code."""
+        return {"num_cpus": self.cpus, "num_gpus": self.gpus, "max_restarts": 3, "max_task_retries": 3}
+
+    def map_options(self) -> dict[str, Any]:
+        """Options for `Dataset.map_batches` over units: one row, as Arrow, in a pool of actors."""
+        from ray.data import ActorPoolStrategy
+
+        return {
+            "compute": ActorPoolStrategy(min_size=1, max_size=self.workers),
+            "num_cpus": self.cpus,
+            "num_gpus": self.gpus,
+            "batch_size": 1,
+            "batch_format": "pyarrow",
+        }
