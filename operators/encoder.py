@@ -1,0 +1,56 @@
+"""Faces to stored embeddings, one unit at a time."""
+
+from typing import TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from operators import vectors
+from operators.backbones import BackboneConfig, OnnxBackbone
+from operators.faces import crops
+from operators.tables import FACES, embedded_unit, embeddings, nest, unnest
+
+T = TypeVar("T", bound=np.generic)
+
+UNUSABLE = "the model's output is not finite or is zero"
+
+
+class Encoder:
+    """Embeds the faces of a unit: one row of `FACES` in, one row of `embedded_unit(width)` out."""
+
+    def __init__(self, config: BackboneConfig) -> None:
+        self.backbone = OnnxBackbone(config)
+        self.contract = embeddings(config.width)
+        self.unit_contract = embedded_unit(config.width)
+
+    def __call__(self, unit: pa.Table) -> pa.Table:
+        """The embedded unit of one unit's faces."""
+        faces = unnest(FACES.check(unit), "faces")
+        name, device = unit["unit"][0].as_py(), self.backbone.device
+        return nest(self.embed(faces), self.unit_contract, "images", unit=name, device=device)
+
+    def embed(self, faces: pa.Table) -> pa.Table:
+        """Rows of the embeddings contract, one per row of FACE, in the same order."""
+        ready = np.asarray(pc.equal(faces["status"], "ok"))
+        made_ND, norms, usable = vectors.normalise(self.backbone(crops(faces)))
+        stored_ND = _spread(made_ND, ready)
+        good = _spread(usable, ready)
+        status = pc.if_else(pa.array(ready & ~good), "bad_embedding", faces["status"])
+        error = pc.if_else(pa.array(ready & ~good), UNUSABLE, faces["error"])
+        columns = {
+            "status": status,
+            "error": error,
+            "norm": pa.array(_spread(norms, ready), pa.float32(), mask=~ready),
+            "vector": vectors.to_arrow(stored_ND, good),
+        }
+        arrays = [columns[f.name] if f.name in columns else faces[f.name] for f in self.contract.schema]
+        return self.contract.check(pa.Table.from_arrays(arrays, schema=self.contract.schema))
+
+
+def _spread(values_M: NDArray[T], ready_N: NDArray[np.bool_]) -> NDArray[T]:
+    """Values of the ready rows put back in their places, zero elsewhere."""
+    spread = np.zeros((len(ready_N), *values_M.shape[1:]), values_M.dtype)
+    spread[ready_N] = values_M
+    return spread
