@@ -1,0 +1,1 @@
+"""What an audit starts from: models made ready, and a demo corpus whose leaks are known."""
