@@ -1,0 +1,107 @@
+"""Command line: `unveil VERB CONFIG [key=value ...]`."""
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+
+from pipeline import __version__
+
+USAGE = """usage: unveil VERB CONFIG [key=value ...]
+
+Finds real training faces that leaked into a synthetic face release.
+
+verbs
+  run      all stages, each only where its input changed
+  scan     list the sets into units named by their content
+  embed    decode, detect, align and embed every image
+  search   compare the release with every gallery image, exactly
+  assess   threshold, candidates, persons, summary.json
+  report   report.html and findings.csv
+  plan     print the resolved configuration and what would run; run nothing
+  doctor   check versions, builds and models
+
+CONFIG is a YAML file (see configs/). `key=value` changes one of its values, for example report.faces=clear.
+options: --help, --version. Set UNVEIL_DEBUG=1 to see where an error comes from.
+exit codes: 0 done, 1 error, 2 done and more persons found than assess.limit allows
+"""
+
+STAGE_VERBS = ("scan", "embed", "search", "assess", "report")
+VERBS = ("run", *STAGE_VERBS, "plan", "doctor")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; return the exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("--help", "-h", "help"):
+        print(USAGE, end="")
+        return 0 if words else 1
+    if words[0] == "--version":
+        print(f"unveil {__version__}")
+        return 0
+    if words[0] not in VERBS:
+        return _fail(f"unknown verb {words[0]!r}. Verbs: {', '.join(VERBS)}.")
+    if len(words) < 2:
+        return _fail(
+            f"`unveil {words[0]}` needs a configuration file, for example: unveil {words[0]} configs/demo.yaml"
+        )
+    return _guarded(*words)
+
+
+def _guarded(verb: str, path: str, *overrides: str) -> int:
+    """Run a verb; a user's mistake becomes one line."""
+    from cluster.faults import ClusterError
+    from operators.errors import AuditError
+
+    _configure_logging()
+    try:
+        return _run(verb, path, overrides)
+    except (AuditError, ClusterError) as error:
+        if os.environ.get("UNVEIL_DEBUG"):
+            raise
+        return _fail(str(error))
+    except KeyboardInterrupt:
+        return _fail("interrupted. Run the same command again: it goes on where it was.", code=130)
+
+
+def _run(verb: str, path: str, overrides: Sequence[str]) -> int:
+    from pipeline.config import load
+
+    config = load(path, overrides)
+    if verb == "plan":
+        from pipeline.plan import plan
+
+        print(plan(config))
+        return 0
+    if verb == "doctor":
+        from pipeline.doctor import doctor
+
+        text, well = doctor(config)
+        print(text)
+        return 0 if well else 1
+    from pipeline.audit import audit
+    from pipeline.closing import closing
+
+    audit(config, *(() if verb == "run" else (verb,)))
+    if verb in ("run", "assess", "report"):
+        text, over = closing(config)
+        print(text)
+        return 2 if over else 0
+    return 0
+
+
+def _configure_logging() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for name in ("ray", "matplotlib", "PIL", "fontTools"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module="ray")
+
+
+def _fail(message: str, code: int = 1) -> int:
+    print(f"unveil: {message}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,120 @@
+"""assess: a threshold with a stated error rate, the pairs over it, and the persons behind them.
+
+This is the plain method: one threshold at a false match rate that is measured on non-mated pairs of the training set,
+applied alike to training, control and anchor. It counts what chance would give at this number of comparisons, and shows
+the control set beside the training set; it does not control errors per person (docs/method.md).
+"""
+
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cluster.storage import to_json, write_private
+from operators import leakage
+from operators.calibration import Threshold
+from operators.errors import ConfigError
+from operators.tables import CANDIDATES, FINDINGS, NEIGHBOURS, PAIRS, REJECTS
+from pipeline.calibrate import calibrate, set_columns
+from pipeline.search import BLOCKS, results
+from pipeline.stage import Run, fingerprint
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AssessConfig:
+    """From scores to candidates."""
+
+    fmr: float | None = None
+    """False match rate of the threshold, per pair. Empty: the smallest that the training set can measure."""
+    calibration_images: int = 10_000
+    """Training images whose pairs are measured, chosen at random; more images measure smaller rates."""
+    seed: int = 0
+    limit: int | None = None
+    """Training persons with a candidate that are tolerated; more make `unveil` end with exit code 2."""
+
+    def __post_init__(self) -> None:
+        if self.fmr is not None and not 0 < self.fmr < 1:
+            raise ValueError(f"fmr must be between 0 and 1. Got {self.fmr}.")
+        if self.calibration_images < 2:
+            raise ValueError(f"calibration_images must be at least 2. Got {self.calibration_images}.")
+        if self.limit is not None and self.limit < 0:
+            raise ValueError(f"limit must not be negative. Got {self.limit}.")
+
+
+def assess(run: Run) -> None:
+    """Commit candidates, findings and rejects, and write `summary.json`."""
+    with run.timed("assess") as facts:
+        comparisons: dict[str, int] = run.commit("search", "blocks").facts["comparisons"]
+        sets = {role: set_columns(run, role) for role in run.config.sets.given()}
+        found, about = calibrate(run, sets["training"])
+        _refuse_below_floor(run, found)
+        over = [block.filter(pc.greater_equal(block["cosine"], found.cosine)) for block in results(run, "pairs", PAIRS)]
+        pairs = pa.concat_tables([PAIRS.schema.empty_table(), *over])
+        best = highest(results(run, "neighbours", NEIGHBOURS))
+        key = fingerprint(BLOCKS.contract, run.commit("search", "blocks").key, found.cosine, CANDIDATES.contract)
+        listed = {arm: leakage.candidates(pairs, arm, found.cosine, sets["release"], sets[arm]) for arm in comparisons}
+        persons = leakage.findings(listed["training"])
+        run.save("assess", "candidates", CANDIDATES, pa.concat_tables(listed.values()).combine_chunks(), key=key)
+        run.save("assess", "findings", FINDINGS, persons, key=key)
+        rejects = [run.table("embed", role, REJECTS) for role in sets]
+        run.save("assess", "rejects", REJECTS, pa.concat_tables(rejects).combine_chunks(), key=key)
+        arms = {
+            arm: _arm(leakage.arm_count(listed[arm], comparisons[arm], best.get(arm)), found) for arm in comparisons
+        }
+        write_private(run.folder / "summary.json", to_json(_summary(run, about, arms, persons.num_rows)))
+        facts |= {"threshold": found.cosine, "candidates": listed["training"].num_rows, "findings": persons.num_rows}
+        log.info("assess: %d training persons have a candidate at cosine %.4f or more", persons.num_rows, found.cosine)
+
+
+def _refuse_below_floor(run: Run, found: Threshold) -> None:
+    """ConfigError if the search did not keep all pairs from this threshold up."""
+    floor: float = run.commit("search", "blocks").facts["floor"]
+    if found.cosine < floor:
+        raise ConfigError(
+            f"the threshold is cosine {found.cosine:.4f}, and the search kept pairs from {floor} up only. Run search "
+            f"again, with search.floor={np.floor(found.cosine * 100) / 100:.2f} or without search.floor."
+        )
+
+
+def highest(blocks: Iterable[pa.Table]) -> dict[str, float]:
+    """The highest cosine of any pair, by arm."""
+    best: dict[str, float] = {}
+    for block in blocks:
+        grouped = block.group_by("arm").aggregate([("cosine", "max")])
+        for arm, cosine in zip(grouped["arm"].to_pylist(), grouped["cosine_max"].to_pylist(), strict=True):
+            best[arm] = max(cosine, best.get(arm, cosine))
+    return best
+
+
+def _arm(count: leakage.ArmCount, found: Threshold) -> dict[str, Any]:
+    expected = {
+        "expected_false": found.fmr.value * count.comparisons,
+        "expected_false_low": found.fmr.low * count.comparisons,
+        "expected_false_high": found.fmr.high * count.comparisons,
+    }
+    return {**count._asdict(), **expected}
+
+
+def _summary(run: Run, about: Mapping[str, Any], arms: Mapping[str, Any], persons: int) -> dict[str, Any]:
+    sets = {}
+    for role, one in run.config.sets.given().items():
+        listed, status = run.commit("scan", role).facts, dict(run.commit("embed", role).facts["status"])
+        audited = status.pop("ok", 0)
+        counts = {"images": listed["images"], "audited": audited, "identities": listed["identities"]}
+        sets[role] = {"uri": one.uri, **counts, "rejected": status, "unlisted": listed["unlisted"]}
+    embedder = run.config.embedder
+    return {
+        "title": run.config.title,
+        "sets": sets,
+        "embedder": {"name": embedder.name, "sha256": embedder.sha256, "width": embedder.width},
+        "calibration": dict(about),
+        "arms": dict(arms),
+        "findings": persons,
+        "limit": run.config.assess.limit,
+    }

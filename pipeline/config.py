@@ -1,0 +1,196 @@
+"""The whole configuration of an audit, composed of the options that live beside their owners.
+
+YAML files hold differences only; `key=value` overrides come last. This is the only module that knows OmegaConf.
+"""
+
+import dataclasses
+import difflib
+import typing
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+from yaml import YAMLError
+
+from cluster.session import SessionConfig
+from operators.backbones import BackboneConfig
+from operators.errors import ConfigError
+from operators.faces import FaceConfig
+from operators.formats import SetConfig
+from pipeline.assess import AssessConfig
+from pipeline.embed import EmbedConfig
+from pipeline.report import ReportConfig
+from pipeline.scan import ScanConfig
+from pipeline.search import SearchConfig
+
+RELEASE = "release"
+ARMS = ("training", "control", "anchor")
+"""Gallery sets in the order of the tables. Only `training` is required."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SetsConfig:
+    """The sets of an audit."""
+
+    release: SetConfig
+    """The synthetic set under audit."""
+    training: SetConfig
+    """The real set that the generator saw."""
+    control: SetConfig | None = None
+    """Real faces that the generator never saw, prepared alike: shows what the threshold lets through by chance."""
+    anchor: SetConfig | None = None
+    """Faces unrelated to training and control."""
+
+    def given(self) -> dict[str, SetConfig]:
+        """Role and options of every set of this audit, release first."""
+        sets = {role: getattr(self, role) for role in (RELEASE, *ARMS)}
+        return {role: one for role, one in sets.items() if one is not None}
+
+    def __post_init__(self) -> None:
+        given = self.given()
+        for first, second in _couples(list(given)):
+            left, right = (Path(given[role].uri).resolve() for role in (first, second))
+            if left.is_relative_to(right) or right.is_relative_to(left):
+                raise ValueError(
+                    f"{first} and {second} overlap ({given[first].uri} and {given[second].uri}): a set compared "
+                    f"with itself finds itself. Give two separate folders."
+                )
+
+
+def _couples(roles: Sequence[str]) -> Iterator[tuple[str, str]]:
+    for at, first in enumerate(roles):
+        for second in roles[at + 1 :]:
+            yield first, second
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AuditConfig:
+    """Everything that an audit depends on."""
+
+    out: str
+    """The run folder; made private (0700)."""
+    sets: SetsConfig
+    title: str = "Leakage audit"
+    store: str = ""
+    """Where embeddings are kept, by content. Audits that share it embed no image twice. Empty: inside `out`."""
+    faces: FaceConfig = field(default_factory=FaceConfig)
+    embedder: BackboneConfig = field(default_factory=BackboneConfig)
+    scan: ScanConfig = field(default_factory=ScanConfig)
+    embed: EmbedConfig = field(default_factory=EmbedConfig)
+    search: SearchConfig = field(default_factory=SearchConfig)
+    assess: AssessConfig = field(default_factory=AssessConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
+    ray: SessionConfig = field(default_factory=SessionConfig)
+
+    def __post_init__(self) -> None:
+        for role, one in self.sets.given().items():
+            if Path(self.out).resolve().is_relative_to(Path(one.uri).resolve()):
+                raise ValueError(f"out lies inside the {role} set ({one.uri}). Put the run folder elsewhere.")
+
+
+def load(path: str, overrides: Sequence[str] = ()) -> AuditConfig:
+    """The configuration in the YAML file `path` with `key=value` overrides.
+
+    Raises
+    ------
+    ConfigError
+        If the file cannot be read, a key is unknown, or a value is not allowed; names the key and the remedy.
+    """
+    merged = OmegaConf.structured(AuditConfig)
+    for source, given in [(path, _file(path)), *((text, _override(text)) for text in overrides)]:
+        try:
+            merged = OmegaConf.merge(merged, given)
+        except ConfigKeyError as error:
+            raise ConfigError(f"{source}: {_unknown(error, given)}") from error
+        except OmegaConfBaseException as error:
+            raise ConfigError(f"{source}: {_short(error)}") from error
+    config: AuditConfig = _build(merged)
+    return config
+
+
+def _file(path: str) -> DictConfig:
+    try:
+        given = OmegaConf.load(path)
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: no such configuration file.") from error
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}).") from error
+    except (YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
+        raise ConfigError(f"{path}: not valid YAML. {_short(error)}") from error
+    if not isinstance(given, DictConfig):
+        raise ConfigError(f"{path}: must hold `key: value` lines at the top, not a {type(given).__name__}.")
+    return given
+
+
+def _override(text: str) -> DictConfig:
+    if "=" not in text:
+        raise ConfigError(f"{text!r}: overrides are written key=value, for example report.faces=clear.")
+    try:
+        given = OmegaConf.from_dotlist([text])
+    except (YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(f"{text!r}: not a valid override. {_short(error)}") from error
+    return given
+
+
+def _unknown(error: ConfigKeyError, given: DictConfig) -> str:
+    """Name an unknown key and the nearest known one."""
+    dotted = str(error.full_key or "")
+    parent, _, name = dotted.rpartition(".")
+    known = _known_keys(parent)
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"Did you mean {parent + '.' if parent else ''}{near[0]}?" if near else f"Known here: {', '.join(known)}."
+    return f"unknown key {dotted!r}. {hint}"
+
+
+def _known_keys(dotted: str) -> list[str]:
+    """Keys of the section `dotted`, which is known to exist."""
+    kind: Any = AuditConfig
+    for part in filter(None, dotted.split(".")):
+        hint = typing.get_type_hints(kind)[part]
+        kind = next((one for one in typing.get_args(hint) if dataclasses.is_dataclass(one)), hint)
+    return [one.name for one in dataclasses.fields(kind)]
+
+
+def _short(error: Exception) -> str:
+    return str(error).splitlines()[0].strip() + _at(error)
+
+
+def _at(error: Exception) -> str:
+    key = getattr(error, "full_key", None)
+    return f" (key {key!r})" if key else ""
+
+
+def _build(merged: Any, dotted: str = "") -> Any:
+    """Instantiate section by section, so that a refused value is reported with its dotted name."""
+    kind: Any = OmegaConf.get_type(merged)
+    values: dict[str, Any] = {}
+    for name in merged:
+        child = f"{dotted}.{name}" if dotted else str(name)
+        if OmegaConf.is_missing(merged, name):
+            raise ConfigError(f"{child} is missing. Add it to the configuration file, or give {child}=... after it.")
+        try:
+            value = merged[name]
+        except OmegaConfBaseException as error:
+            raise ConfigError(f"{child}: {_short(error)}") from error
+        if isinstance(value, DictConfig):
+            value = _build(value, child)
+        elif OmegaConf.is_config(value):
+            value = OmegaConf.to_object(value)
+        values[str(name)] = value
+    try:
+        return kind(**values)
+    except ValueError as error:
+        raise ConfigError(f"{dotted + '.' if dotted else ''}{error}") from error
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A configuration dataclass as nested plain values."""
+    return dataclasses.asdict(config)
+
+
+def to_yaml(config: AuditConfig) -> str:
+    """The resolved configuration as YAML."""
+    return OmegaConf.to_yaml(OmegaConf.create(to_dict(config)))
