@@ -1,7 +1,12 @@
 """How many workers a step gets and what each may use."""
 
+import logging
 from dataclasses import dataclass
 from typing import Any
+
+from cluster.faults import ClusterError
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,6 +31,31 @@ class Resources:
     def actor_options(self) -> dict[str, Any]:
         """Options for `ray.remote` actors: restarted when their process or node dies, never for an error in code."""
         return {"num_cpus": self.cpus, "num_gpus": self.gpus, "max_restarts": 3, "max_task_retries": 3}
+
+    def fitting(self, wanted: int, *, spare_cpus: float = 0.5) -> int:
+        """How many actors of this step to start: `wanted`, `workers`, or what the session's machines hold, if fewer.
+
+        More would wait for a place for ever while the rest waits for them. `spare_cpus` is left to tasks.
+
+        Raises
+        ------
+        ClusterError
+            If not even one fits.
+        """
+        import ray
+
+        total = ray.cluster_resources()
+        cpus, gpus = total.get("CPU", 0.0), total.get("GPU", 0.0)
+        room = [int((cpus - spare_cpus) / self.cpus)] if self.cpus else []
+        room += [int(gpus / self.gpus)] if self.gpus else []
+        if min(room) < 1:
+            raise ClusterError(
+                f"an actor of {self.cpus} CPUs and {self.gpus} GPUs does not fit a session of {cpus:g} CPUs and "
+                f"{gpus:g} GPUs. Ask for a smaller share, or for a larger machine."
+            )
+        chosen = min(wanted, self.workers, *room)
+        log.info("ray: %d actors (%d wanted, %d allowed, room for %d)", chosen, wanted, self.workers, min(room))
+        return chosen
 
     def map_options(self) -> dict[str, Any]:
         """Options for `Dataset.map_batches` over units: one row, as Arrow, in a pool of actors."""

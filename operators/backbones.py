@@ -2,9 +2,10 @@
 
 import hashlib
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,7 @@ from operators.errors import ModelError
 from operators.tables import FACE_PIXELS
 
 if TYPE_CHECKING:
+    from onnx import TensorProto
     from onnxruntime import InferenceSession
 
 log = logging.getLogger(__name__)
@@ -53,7 +55,13 @@ class OnnxBackbone:
         self.input = self.session.get_inputs()[0].name
         self.device: str = self.session.get_providers()[0]
         blank = np.zeros((config.batch, FACE_PIXELS, FACE_PIXELS, 3), np.uint8)
-        found = self(blank).shape
+        try:
+            found = self(blank).shape
+        except runtime_faults() as error:
+            raise ModelError(
+                f"{config.path}: cannot take input of shape {(config.batch, 3, FACE_PIXELS, FACE_PIXELS)} ({error}). "
+                f"Set embedder.batch to the model's batch size, or export it for this input."
+            ) from error
         if found != (config.batch, config.width):
             raise ModelError(
                 f"{config.path}: output shape is {found}, declared is {(config.batch, config.width)}. "
@@ -100,16 +108,17 @@ def open_model(path: str, sha256: str) -> "InferenceSession":
     log.info("%s: providers %s (installed build offers %s)", path, ", ".join(providers), ", ".join(available))
     try:
         return onnxruntime.InferenceSession(data, options, providers=providers)
-    except _runtime_faults() as error:
+    except runtime_faults() as error:
         raise ModelError(f"{path}: ONNX Runtime cannot run this model ({error}). Export it again.") from error
 
 
-def _runtime_faults() -> tuple[type[Exception], ...]:
+def runtime_faults() -> tuple[type[Exception], ...]:
     """What ONNX Runtime raises for a file that it cannot run; its classes have no common base."""
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
     names = ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NotImplemented", "RuntimeException")
-    return (RuntimeError, ValueError, *(getattr(state, name) for name in names))
+    own: list[type[Exception]] = [getattr(state, name) for name in names]
+    return (RuntimeError, ValueError, IndexError, *own)
 
 
 def pinned_bytes(path: str, sha256: str) -> bytes:
@@ -137,8 +146,22 @@ def _refuse_external_data(path: str, data: bytes) -> None:
     from google.protobuf.message import DecodeError
 
     try:
-        graph = onnx.load_from_string(data).graph
+        model = onnx.load_from_string(data)
     except DecodeError as error:
         raise ModelError(f"{path}: not an ONNX model ({error}). Correct the path.") from error
-    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in graph.initializer):
+    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in _tensors(model)):
         raise ModelError(f"{path}: keeps weights in other files, which are not pinned. Export it as a single file.")
+
+
+def _tensors(message: Any) -> "Iterator[TensorProto]":
+    """All tensors of a model, wherever they hang: initialisers, attributes, branches of control flow, functions."""
+    from google.protobuf.message import Message
+    from onnx import TensorProto
+
+    if isinstance(message, TensorProto):
+        yield message
+        return
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for part in [value] if isinstance(value, Message) else value:
+                yield from _tensors(part)

@@ -5,7 +5,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from operators.backbones import open_model
+from operators.backbones import open_model, runtime_faults
+from operators.errors import ModelError
 
 STRIDES = (8, 16, 32)
 MULTIPLE = 32
@@ -51,30 +52,52 @@ class YuNet:
         self.outputs = [f"{kind}_{stride}" for stride in STRIDES for kind in ("cls", "obj", "bbox", "kps")]
         self.min_score = min_score
         self.longest_side = longest_side
+        self._refuse_others(path)
+
+    def _refuse_others(self, path: str) -> None:
+        """ModelError unless the model has YuNet's outputs and takes images of any size."""
+        missing = set(self.outputs) - {output.name for output in self.session.get_outputs()}
+        if missing:
+            raise ModelError(
+                f"{path}: no YuNet; it has no output {', '.join(sorted(missing))}. Correct faces.detector."
+            )
+        try:
+            for height, width in ((64, 64), (96, 64)):
+                self(np.zeros((height, width, 3), np.uint8))
+        except runtime_faults() as error:
+            raise ModelError(
+                f"{path}: does not take images of any size ({error}). Use the file that `make setup` makes."
+            ) from error
 
     def __call__(self, image_HWC: NDArray[np.uint8]) -> list[Detection]:
         """Faces in an RGB image, best score first."""
         import cv2
 
-        height, width = image_HWC.shape[:2]
-        scale = min(1.0, self.longest_side / max(height, width))
-        if min(height, width) * scale < SHORTEST_SIDE:
-            scale = min(SHORTEST_SIDE / min(height, width), self.longest_side / max(height, width))
-        scaled = image_HWC
-        if scale != 1.0:
-            size = (max(1, round(width * scale)), max(1, round(height * scale)))
-            scaled = np.asarray(
-                cv2.resize(image_HWC, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
-            )
-        pad_h, pad_w = (-scaled.shape[0] % MULTIPLE, -scaled.shape[1] % MULTIPLE)
-        padded = np.pad(scaled, ((0, pad_h), (0, pad_w), (0, 0)))
+        scaled = self._scaled(image_HWC)
+        height, width = scaled.shape[:2]
+        padded = np.pad(scaled, ((0, -height % MULTIPLE), (0, -width % MULTIPLE), (0, 0)))
         planes = np.ascontiguousarray(padded[:, :, ::-1].transpose(2, 0, 1)[None], np.float32)  # BGR, 0..255
         values = self.session.run(self.outputs, {self.input: planes})
-        boxes, landmarks, scores = self._decode(values, padded.shape[1] // MULTIPLE * MULTIPLE)
+        boxes, landmarks, scores = self._decode(values, padded.shape[1])
         kept = cv2.dnn.NMSBoxes(boxes.tolist(), scores.tolist(), self.min_score, OVERLAP)
-        return [
-            Detection(boxes[i] / scale, landmarks[i] / scale, float(scores[i])) for i in np.asarray(kept, int).ravel()
-        ]
+        # Pixel centres: position x of a picture that was resized k-fold was at (x + 1/2) / k - 1/2.
+        back = np.array([image_HWC.shape[1] / width, image_HWC.shape[0] / height], np.float32)
+        boxes = np.concatenate([(boxes[:, :2] + 0.5) * back - 0.5, boxes[:, 2:] * back], 1)
+        landmarks = (landmarks + 0.5) * back - 0.5
+        return [Detection(boxes[i], landmarks[i], float(scores[i])) for i in np.asarray(kept, int).ravel()]
+
+    def _scaled(self, image_HWC: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """The image at the size in which faces are looked for."""
+        import cv2
+
+        height, width = image_HWC.shape[:2]
+        largest = self.longest_side / max(height, width)
+        scale = min(largest, max(1.0, SHORTEST_SIDE / min(height, width)))
+        size = (max(1, round(width * scale)), max(1, round(height * scale)))
+        if size == (width, height):
+            return image_HWC
+        how = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+        return np.asarray(cv2.resize(image_HWC, size, interpolation=how), np.uint8)
 
     def _decode(self, values: list[NDArray[np.float32]], width: int) -> tuple[NDArray[np.float32], ...]:
         """Boxes (N, 4), landmarks (N, 5, 2) and scores (N,) over `min_score`, from the network's per-anchor outputs."""

@@ -42,7 +42,7 @@ class Encoder:
         columns = {
             "status": status,
             "error": error,
-            "norm": pa.array(_spread(norms, ready), pa.float32(), mask=~ready),
+            "norm": pa.array(_spread(norms, ready), pa.float32(), mask=~good),
             "vector": vectors.to_arrow(stored_ND, good),
         }
         arrays = [columns[f.name] if f.name in columns else faces[f.name] for f in self.contract.schema]

@@ -2,7 +2,10 @@
 
 import hashlib
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
+from io import BufferedReader
 from typing import Any
 
 import numpy as np
@@ -14,6 +17,8 @@ from operators.detectors import Detection, YuNet
 from operators.formats import form
 from operators.images import ImageFault, ImageLimits, decode
 from operators.tables import FACE, FACE_PIXELS, FACES, UNITS, nest, unnest
+
+OpenImage = Callable[[str], BufferedReader]
 
 log = logging.getLogger(__name__)
 
@@ -64,21 +69,36 @@ class FacePreparation:
 
     def __call__(self, unit: pa.Table) -> pa.Table:
         """The prepared faces of one listed unit."""
-        (row,) = UNITS.check(unit).drop_columns(["members"]).to_pylist()
-        read = form(row["format"]).read
-        faces = [self._image(read, row["uri"], member) for member in unnest(unit, "members").to_pylist()]
+        members = unnest(UNITS.check(unit), "members").to_pylist()
+        row = unit.drop_columns(["members"]).to_pylist()[0]
+        open_image = partial(form(row["format"]).open_image, row["uri"])
+        faces = [self._image(open_image, member) for member in members]
         return nest(pa.Table.from_pylist(faces, schema=pa.schema(list(FACE))), FACES, "faces", unit=row["unit"])
 
-    def _image(self, read: Any, uri: str, member: dict[str, Any]) -> dict[str, Any]:
+    def _image(self, open_image: OpenImage, member: dict[str, Any]) -> dict[str, Any]:
         """One row of FACE. Whatever goes wrong with one image becomes its status and error."""
         face = {"key": member["key"], "identity": member["identity"], "digest": member["digest"], "status": "ok"}
         try:
-            return face | self.prepare(_bytes(read, uri, member))
+            return face | self.prepare(self._bytes(open_image, member))
         except ImageFault as fault:
-            return face | {"status": fault.status, "error": str(fault)}
+            return face | {"status": fault.status, "error": _printable(str(fault))}
         except Exception as error:  # noqa: BLE001 - the per-image boundary: a decoder's surprise must not end the run
             log.warning("an image raised %s; it is rejected as corrupt", type(error).__name__)
-            return face | {"status": "corrupt", "error": f"{type(error).__name__}: {error}"}
+            return face | {"status": "corrupt", "error": _printable(f"{type(error).__name__}: {error}")}
+
+    def _bytes(self, open_image: OpenImage, member: dict[str, Any]) -> bytes:
+        """The encoded image as it was listed; no more than the limit is read."""
+        if member["error"] is not None:
+            raise ImageFault("unreadable", member["error"])
+        limit = self.config.limits.max_bytes
+        try:
+            with open_image(member["key"]) as file:
+                data = file.read(limit + 1)
+        except OSError as error:
+            raise ImageFault("unreadable", f"cannot be read: {error.strerror or error}") from error
+        if len(data) <= limit and hashlib.sha256(data).hexdigest() != member["digest"]:
+            raise ImageFault("changed", "the file changed after it was listed; run the audit again")
+        return data
 
     def prepare(self, data: bytes) -> dict[str, Any]:
         """Face columns of one encoded image: crop, box, score and number of faces.
@@ -114,17 +134,9 @@ class FacePreparation:
         return sorted(found, key=lambda face: -face.area)
 
 
-def _bytes(read: Any, uri: str, member: dict[str, Any]) -> bytes:
-    """The encoded image as it was listed."""
-    if member["error"] is not None:
-        raise ImageFault("unreadable", member["error"])
-    try:
-        data: bytes = read(uri, member["key"])
-    except OSError as error:
-        raise ImageFault("unreadable", f"cannot be read: {error.strerror or error}") from error
-    if hashlib.sha256(data).hexdigest() != member["digest"]:
-        raise ImageFault("changed", "the file changed after it was listed; run the audit again")
-    return data
+def _printable(reason: str) -> str:
+    """`reason` without what Arrow could not store: decoders may quote broken text."""
+    return reason.encode("utf-8", "backslashreplace").decode()
 
 
 def crops(faces: pa.Table) -> NDArray[np.uint8]:

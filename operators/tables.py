@@ -59,6 +59,7 @@ class Table:
             f"{n}: expected {t}, found {found.get(n, 'nothing')}" for n, t in expected.items() if found.get(n) != t
         ]
         wrong += [f"{n}: not part of the contract" for n in found if n not in expected]
+        wrong += [f"{n}: occurs {table.schema.names.count(n)} times" for n in found if table.schema.names.count(n) > 1]
         reason = "; ".join(wrong) or "columns are in another order"
         raise SchemaMismatch(f"table {self.contract}: {reason}. Remove the stage's output and run the stage again.")
 

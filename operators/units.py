@@ -33,9 +33,9 @@ def cut(members: Iterable[Member], unit_images: int) -> Iterator[list[Member]]:
         If two members have the same key.
     """
     ordered = sorted(members, key=lambda m: m.key)
-    twice = [key for key, count in Counter(m.key for m in ordered).items() if count > 1]
-    if twice:
-        raise FormatError(f"key {twice[0]!r} stands for {len(twice)} images; keys must be unique. Rename the files.")
+    for key, count in Counter(member.key for member in ordered).items():
+        if count > 1:
+            raise FormatError(f"key {key!r} stands for {count} images; keys must be unique. Rename the files.")
     unit: list[Member] = []
     for member in ordered:
         unit.append(member)

@@ -19,14 +19,14 @@ NORM_TOLERANCE = 1e-3
 def normalise(raw_ND: NDArray[np.floating[Any]]) -> tuple[NDArray[np.float16], NDArray[np.float32], NDArray[np.bool_]]:
     """Stored vectors (N, D), lengths before normalisation (N,), and which rows are usable (N,).
 
-    A row that is not finite, or whose length is zero or not finite, is not usable; its vector is zero.
+    A row that is not finite, or whose length is zero or beyond fp32, is not usable; its vector and length are zero.
     """
     with np.errstate(over="ignore", invalid="ignore"):
         norms = np.linalg.norm(raw_ND.astype(np.float64), axis=1)
-    usable = np.isfinite(norms) & (norms > 0)
+        usable = np.isfinite(norms.astype(np.float32)) & (norms > 0)
     safe = np.where(usable, norms, 1.0)
     unit = np.where(usable[:, None], raw_ND, 0.0).astype(np.float64) / safe[:, None]
-    return unit.astype(np.float16), norms.astype(np.float32), usable
+    return unit.astype(np.float16), np.where(usable, norms, 0).astype(np.float32), usable
 
 
 def exact_cosines(left_MD: NDArray[np.float16], right_MD: NDArray[np.float16]) -> NDArray[np.float64]:

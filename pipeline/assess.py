@@ -20,7 +20,7 @@ from operators.calibration import Threshold
 from operators.errors import ConfigError
 from operators.tables import CANDIDATES, FINDINGS, NEIGHBOURS, PAIRS, REJECTS
 from pipeline.calibrate import calibrate, set_columns
-from pipeline.search import BLOCKS, results
+from pipeline.search import results
 from pipeline.stage import Run, fingerprint
 
 log = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ def assess(run: Run) -> None:
         over = [block.filter(pc.greater_equal(block["cosine"], found.cosine)) for block in results(run, "pairs", PAIRS)]
         pairs = pa.concat_tables([PAIRS.schema.empty_table(), *over])
         best = highest(results(run, "neighbours", NEIGHBOURS))
-        key = fingerprint(BLOCKS.contract, run.commit("search", "blocks").key, found.cosine, CANDIDATES.contract)
+        key = assess_key(run, found.cosine)
         listed = {arm: leakage.candidates(pairs, arm, found.cosine, sets["release"], sets[arm]) for arm in comparisons}
         persons = leakage.findings(listed["training"])
         run.save("assess", "candidates", CANDIDATES, pa.concat_tables(listed.values()).combine_chunks(), key=key)
@@ -70,6 +70,11 @@ def assess(run: Run) -> None:
         write_private(run.folder / "summary.json", to_json(_summary(run, about, arms, persons.num_rows)))
         facts |= {"threshold": found.cosine, "candidates": listed["training"].num_rows, "findings": persons.num_rows}
         log.info("assess: %d training persons have a candidate at cosine %.4f or more", persons.num_rows, found.cosine)
+
+
+def assess_key(run: Run, threshold: float) -> str:
+    """Digest of what assess worked on."""
+    return fingerprint(CANDIDATES.contract, run.commit("search", "blocks").key, threshold)
 
 
 def _refuse_below_floor(run: Run, found: Threshold) -> None:

@@ -1,6 +1,6 @@
 """The threshold of an audit, measured on the training set before and after the search.
 
-The search asks first, so that it keeps every pair that could become a candidate; assess asks again with its own options.
+The search asks first, so that it keeps every pair that could become a candidate; assess asks again with its options.
 """
 
 from typing import Any

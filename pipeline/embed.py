@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from cluster.faults import IncompleteTable, StorageError
 from cluster.pool import original_errors
 from cluster.resources import Resources
-from cluster.storage import Store
+from cluster.storage import Commit, Store
 from operators.backbones import BackboneConfig
 from operators.encoder import Encoder
 from operators.errors import FormatError
@@ -35,8 +35,8 @@ log = logging.getLogger(__name__)
 class EmbedConfig:
     """Workers of the embed stage."""
 
-    prepare: Resources = field(default_factory=lambda: Resources(workers=2, cpus=0.5))
-    encode: Resources = field(default_factory=lambda: Resources(workers=2, cpus=0.5))
+    prepare: Resources = field(default_factory=lambda: Resources(workers=64, cpus=0.4))
+    encode: Resources = field(default_factory=lambda: Resources(workers=64, cpus=0.4))
 
 
 def embed(run: Run) -> None:
@@ -169,7 +169,7 @@ def _close(run: Run, role: str, units: pa.Table, store: Store) -> dict[str, Any]
         if set(counts) != {"ok"}:
             rejects.append(_rejects(role, store.read(row["unit"])))
     table = pa.concat_tables(rejects).combine_chunks()
-    key = fingerprint(REJECTS.contract, store.root.name, units["unit"].to_pylist())
+    key = closing_key(run, units)
     run.save("embed", role, REJECTS, table, key=key, status=dict(sorted(status.items())))
     if not status["ok"]:
         reasons = ", ".join(f"{name} {count:,}" for name, count in status.most_common())
@@ -178,6 +178,27 @@ def _close(run: Run, role: str, units: pa.Table, store: Store) -> dict[str, Any]
             f"The reasons are in {run.folder}/embed/{role}.parquet; check the set's `uri` and `faces.mode`."
         )
     return {"status": dict(sorted(status.items())), "devices": sorted(devices)}
+
+
+def closing_key(run: Run, units: pa.Table) -> str:
+    """Digest of a set as embedded: its units, the embedder and the preparation."""
+    return fingerprint(REJECTS.contract, unit_store(run).root.name, units["unit"].to_pylist())
+
+
+def closed(run: Run, role: str, units: pa.Table) -> Commit:
+    """The marker of a set whose `units` are all embedded as now configured.
+
+    Raises
+    ------
+    IncompleteTable
+        If embed has not run, or ran for other units, another embedder or another preparation.
+    """
+    made = run.commit("embed", role)
+    if made.key != closing_key(run, units):
+        raise IncompleteTable(
+            f"{run.folder}/embed: the {role} set or its options have changed. Run `unveil embed` again."
+        )
+    return made
 
 
 def _rejects(role: str, images: pa.Table) -> pa.Table:

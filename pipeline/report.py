@@ -11,11 +11,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from cluster.faults import IncompleteTable
 from cluster.storage import write_private
 from operators.formats import form
 from operators.images import ImageFault, decode
 from operators.pictures import picture
 from operators.tables import CANDIDATES, FINDINGS, NEIGHBOURS, REJECTS
+from pipeline.assess import assess_key
 from pipeline.calibrate import set_columns
 from pipeline.search import results
 from pipeline.stage import Run
@@ -49,8 +51,10 @@ def report(run: Run) -> None:
     from pipeline.spreadsheet import safe_csv
 
     with run.timed("report") as facts:
-        summary: dict[str, Any] = json.loads((run.folder / "summary.json").read_bytes())
         listed = run.table("assess", "candidates", CANDIDATES)
+        summary: dict[str, Any] = json.loads((run.folder / "summary.json").read_bytes())
+        if run.commit("assess", "candidates").key != assess_key(run, summary["calibration"]["threshold"]):
+            raise IncompleteTable(f"{run.folder}/assess is of another search. Run `unveil assess` again.")
         training = listed.filter(pc.equal(listed["arm"], "training"))
         best, threshold = best_matches(run), summary["calibration"]["threshold"]
         page = Page(
@@ -109,7 +113,8 @@ def _picture(run: Run, role: str, key: str, boxes: Mapping[str, list[float] | No
     """The face in its surroundings; None if the image is no longer there."""
     chosen = run.config.sets.given()[role]
     try:
-        image = decode(form(chosen.format).read(chosen.uri, key), run.config.faces.limits)
+        with form(chosen.format).open_image(chosen.uri, key) as file:
+            image = decode(file.read(), run.config.faces.limits)
     except (OSError, ImageFault) as fault:
         log.warning("report: one image of the %s set can no longer be read (%s)", role, type(fault).__name__)
         return None

@@ -83,7 +83,8 @@ def _member(chosen: SetConfig, entry: Entry) -> Member:
     digest, error = None, entry.error
     if error is None:
         try:
-            digest = hashlib.sha256(FORMATS[chosen.format].read(chosen.uri, entry.key)).hexdigest()
+            with FORMATS[chosen.format].open_image(chosen.uri, entry.key) as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as fault:
             error = f"cannot be read: {fault.strerror or fault}"
     return Member(key=entry.key, identity=entry.identity, bytes=entry.bytes, digest=digest, error=error)

@@ -1,13 +1,14 @@
 """Forms in which sets are published. Each is a module with two functions:
 
 `listing(uri, identity) -> Listing`   names, labels and sizes of all images, cheaply and without decoding
-`read(uri, key) -> bytes`             one encoded image
+`open_image(uri, key) -> BufferedReader`    one encoded image as a stream, so that readers can bound what they take
 
 `FORMATS` is the closed list; the name of a format is written into every unit.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from io import BufferedReader
 
 from operators.errors import FormatError
 from operators.formats import folder
@@ -19,10 +20,10 @@ class Format:
     """The two functions of one form of publication."""
 
     listing: Callable[[str, str], Listing]
-    read: Callable[[str, str], bytes]
+    open_image: Callable[[str, str], BufferedReader]
 
 
-FORMATS: Mapping[str, Format] = {"folder": Format(listing=folder.listing, read=folder.read)}
+FORMATS: Mapping[str, Format] = {"folder": Format(listing=folder.listing, open_image=folder.open_image)}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -7,6 +7,7 @@ the machine.
 import os
 from collections import Counter
 from collections.abc import Iterator
+from io import BufferedReader
 from pathlib import Path, PurePosixPath
 
 from operators.errors import FormatError
@@ -43,12 +44,12 @@ def listing(uri: str, identity: str) -> Listing:
     return Listing(entries=entries, unlisted=dict(sorted(unlisted.items())))
 
 
-def read(uri: str, key: str) -> bytes:
-    """The bytes of the image `key`; OSError if it is gone or leaves the set's folder."""
+def open_image(uri: str, key: str) -> BufferedReader:
+    """The image `key` as a stream; OSError if it is gone or is no regular file inside the set's folder."""
     path = Path(uri) / key
     if not _inside(Path(uri), path):
-        raise OSError("leaves the set's folder")
-    return path.read_bytes()
+        raise OSError("not a regular file inside the set's folder")
+    return path.open("rb")
 
 
 def _files(root: Path, unlisted: Counter[str]) -> Iterator[Path]:
@@ -75,9 +76,10 @@ def _entry(root: Path, path: Path, identity: str) -> Entry:
         error = "the file name is not valid UTF-8; rename the file"
     elif not _inside(root, path):
         error = "not a regular file inside the set's folder (links that leave it are not followed)"
-    size = path.stat().st_size if error is None else 0
+    size = os.path.getsize(path) if error is None else 0
     return Entry(key=key, identity=None if identity == "none" or label == "." else label, bytes=size, error=error)
 
 
 def _inside(root: Path, path: Path) -> bool:
-    return path.is_file() and path.resolve().is_relative_to(root.resolve())
+    """Whether `path` leads to a regular file below `root`; what cannot be looked at does not."""
+    return os.path.isfile(path) and path.resolve().is_relative_to(root.resolve())

