@@ -30,7 +30,8 @@ data/demo/corpus.json: | $(VENV)/.done
 
 demo: setup ## audit the demo release on this machine; ends with a summary and runs/demo/report.html
 	$(BIN)/unveil run configs/demo.yaml
-	$(BIN)/python -m seeds.demo score runs/demo data/demo
+	@echo; $(BIN)/python -m seeds.demo score runs/demo data/demo
+	@echo "report: runs/demo/report.html"
 
 test: setup check ## the whole test suite and all checks
 	$(BIN)/python -m pytest

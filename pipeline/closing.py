@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import AuditConfig
+from pipeline.config import ARMS, AuditConfig
 
 
 def closing(config: AuditConfig) -> tuple[str, bool]:
@@ -22,7 +22,8 @@ def closing(config: AuditConfig) -> tuple[str, bool]:
         f"comparisons   {comparisons:,}",
         f"threshold     cosine {calibration['threshold']:.4f}, false match rate {calibration['fmr']:.2g} per pair",
     ]
-    for arm, found in summary["arms"].items():
+    for arm in [role for role in ARMS if role in summary["arms"]]:
+        found = summary["arms"][arm]
         lines.append(
             f"{arm:<13} {found['candidates']:,} candidate pairs, {found['persons']:,} persons; "
             f"{found['expected_false']:.1f} pairs expected by chance"
