@@ -70,7 +70,7 @@ def test_every_broken_file_is_a_reject_or_was_counted(config: AuditConfig, corpu
     with (corpus / "broken.csv").open() as file:
         kinds = {row["kind"] for row in csv.DictReader(file) if row["set"] == "release"}
     rejected = summary["sets"]["release"]["rejected"]
-    assert {"zero_bytes", "truncated", "text", "no_face"} <= kinds
+    assert {"empty", "truncated", "text", "no_face"} <= kinds
     assert rejected["not_an_image"] >= 2 and rejected["corrupt"] >= 1 and rejected["no_face"] >= 1
 
 

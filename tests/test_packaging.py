@@ -63,7 +63,7 @@ def test_the_cpu_set_up_pins_every_direct_dependency(root: Path) -> None:
         re.split(r"[\[<>=]", need)[0].lower() for need in [*project["dependencies"], *extras["cpu"], *extras["dev"]]
     }
     lines = (root / "constraints-cpu.txt").read_text().splitlines()
-    pinned = {line.split("==")[0].lower() for line in lines if "==" in line}
+    pinned = {line.split("==")[0].lower().replace("_", "-") for line in lines if "==" in line}
     assert wanted <= pinned
 
 

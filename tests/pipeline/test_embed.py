@@ -41,7 +41,7 @@ def test_every_listed_image_has_a_row_and_failures_say_why(session: None, config
     config = configured()
     embedded(config)
     broken = {line.split(",")[1]: line.split(",")[2] for line in (corpus / "broken.csv").read_text().splitlines()[1:]}
-    expected = {"zero_bytes": "not_an_image", "text": "not_an_image", "truncated": "corrupt", "no_face": "no_face"}
+    expected = {"empty": "not_an_image", "text": "not_an_image", "truncated": "corrupt", "no_face": "no_face"}
     with Run(config) as run:
         status: dict[str, str] = {}
         for role in config.sets.given():
