@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -86,8 +86,8 @@ class Store:
                 f"{path}: the commit marker cannot be read ({error}). Delete it and run again."
             ) from error
 
-    def read(self, name: str) -> pa.Table:
-        """The committed table `name`.
+    def read(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """The committed table `name`, or only some of its columns.
 
         Raises
         ------
@@ -104,7 +104,7 @@ class Store:
             raise IncompleteTable(f"{path}: committed but not readable ({error}). Run its stage again.") from error
         if hashlib.sha256(data).hexdigest() != made.sha256:
             raise IncompleteTable(f"{path}: bytes differ from the committed ones. Delete it and run its stage again.")
-        return pq.read_table(pa.BufferReader(data))
+        return pq.read_table(pa.BufferReader(data), columns=None if columns is None else list(columns))
 
     def sweep(self) -> int:
         """Remove what killed writers left aside; return how many files. Call it only while nothing is writing."""

@@ -24,7 +24,7 @@ def set_columns(run: Run, role: str) -> pa.Table:
     store = unit_store(run)
     units = run.table("scan", role, UNITS)
     return pa.concat_tables(
-        [store.read(name).select(["key", "identity", "digest", "box"]) for name in units["unit"].to_pylist()]
+        [store.read(name, ["key", "identity", "digest", "box"]) for name in units["unit"].to_pylist()]
     ).combine_chunks()
 
 
@@ -66,7 +66,9 @@ def calibrate(run: Run, training: pa.Table) -> tuple[Threshold, dict[str, Any]]:
 def _sample(run: Run, training: pa.Table) -> tuple[NDArray[np.float16], NDArray[np.int64], bool]:
     """Vectors and person numbers of a random sample of training images, and whether the set has labels."""
     store = unit_store(run)
-    columns = [store.read(name)["vector"] for name in run.table("scan", "training", UNITS)["unit"].to_pylist()]
+    columns = [
+        store.read(name, ["vector"])["vector"] for name in run.table("scan", "training", UNITS)["unit"].to_pylist()
+    ]
     stored = pa.chunked_array([chunk for column in columns for chunk in column.chunks])
     usable = np.flatnonzero(np.asarray(stored.is_valid()))
     chosen = np.random.default_rng(run.config.assess.seed).permutation(usable)[: run.config.assess.calibration_images]

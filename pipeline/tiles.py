@@ -59,7 +59,7 @@ def read_piece(root: str, piece: Piece) -> Block:
     store = Store(root)
     rows, stored = [], []
     for name, first in zip(piece.units, piece.first_rows, strict=True):
-        column = store.read(name)["vector"].combine_chunks()
+        column = store.read(name, ["vector"])["vector"].combine_chunks()
         rows.append(first + np.flatnonzero(np.asarray(column.is_valid())))
         stored.append(vectors.from_arrow(column.drop_null()))
     return np.concatenate(rows), np.concatenate(stored)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
+from pipeline.audit import audit
 from pipeline.config import AuditConfig, load
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -36,6 +37,14 @@ def configured(corpus: Path, tmp_path: Path) -> Callable[..., AuditConfig]:
 def config_file(corpus: Path, tmp_path: Path) -> Path:
     """The same configuration as a file."""
     return write_config(corpus, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def audited(session: None, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The configuration file of an audit that has run."""
+    path = write_config(corpus, tmp_path_factory.mktemp("audited"))
+    audit(load(str(path)))
+    return path
 
 
 def write_config(corpus: Path, folder: Path) -> Path:

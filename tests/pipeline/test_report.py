@@ -1,0 +1,92 @@
+"""The report of a small audit: what is shown, what is hidden, and what the command says at its end."""
+
+import base64
+import csv
+import io
+import re
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from cluster.faults import IncompleteTable
+from operators.pictures import COVER_RGB
+from operators.tables import CANDIDATES, FINDINGS
+from pipeline import __main__ as command
+from pipeline.audit import audit
+from pipeline.config import load
+from pipeline.stage import Run
+
+pytestmark = pytest.mark.ray
+
+
+def pictures(page: Path) -> list[np.ndarray]:
+    codes = re.findall(r"data:image/jpeg;base64,([A-Za-z0-9+/=]+)", page.read_text())
+    return [np.asarray(PIL.Image.open(io.BytesIO(base64.b64decode(code)))) for code in codes]
+
+
+def test_faces_are_under_solid_boxes_unless_asked_for(audited: Path) -> None:
+    page = audited.parent / "run" / "report.html"
+    audit(load(str(audited)), "report")
+    covered = pictures(page)
+    assert "do not share" not in page.read_text().lower()
+    audit(load(str(audited), ["report.faces=clear"]), "report")
+    clear = pictures(page)
+    assert len(covered) == len(clear) > 0
+    middle = slice(50, 94)
+    for hidden, seen in zip(covered, clear, strict=True):
+        assert np.abs(hidden[middle, middle].astype(int) - COVER_RGB).max() <= 3
+        assert seen[middle, middle].std() > 5
+    assert re.search(r"biometric", page.read_text())
+
+
+def test_findings_csv_holds_every_finding(audited: Path) -> None:
+    audit(load(str(audited)), "report")
+    with Run(load(str(audited))) as run:
+        findings = run.table("assess", "findings", FINDINGS)
+    with (audited.parent / "run" / "findings.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["training_identity"] for row in rows] == findings["training_identity"].to_pylist()
+
+
+def test_the_number_of_pairs_shown_is_an_option(audited: Path) -> None:
+    audit(load(str(audited), ["report.pairs=2"]), "report")
+    assert len(pictures(audited.parent / "run" / "report.html")) == 4
+
+
+def test_an_image_that_is_gone_is_said_and_nothing_else_is_lost(audited: Path, corpus: Path) -> None:
+    with Run(load(str(audited))) as run:
+        listed = run.table("assess", "candidates", CANDIDATES).to_pylist()
+    first = next(row for row in listed if row["arm"] == "training")
+    gone = corpus / "release" / first["release_key"]
+    gone.rename(gone.with_suffix(".away"))
+    try:
+        audit(load(str(audited), ["report.pairs=1"]), "report")
+    finally:
+        gone.with_suffix(".away").rename(gone)
+    assert len(pictures(audited.parent / "run" / "report.html")) == 1
+
+
+def test_results_of_another_search_are_refused(audited: Path) -> None:
+    with Run(load(str(audited))) as run:
+        made = run.commit("assess", "candidates")
+        table = run.table("assess", "candidates", CANDIDATES)
+        run.save("assess", "candidates", CANDIDATES, table, key="another")
+        with pytest.raises(IncompleteTable, match="Run `unveil assess` again"):
+            audit(load(str(audited)), "report")
+        run.save("assess", "candidates", CANDIDATES, table, key=made.key)
+
+
+def test_the_command_ends_with_a_summary_and_the_limit_decides_the_exit_code(
+    audited: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Run(load(str(audited))) as run:
+        found = run.table("assess", "findings", FINDINGS).num_rows
+    assert found > 0
+    for limit, code in [(None, 0), (found, 0), (found - 1, 2)]:
+        assert command.main(["run", str(audited), f"assess.limit={'null' if limit is None else limit}"]) == code
+        shown = capsys.readouterr().out
+        for word in ("images", "faces", "comparisons", "threshold", "training", "control", "anchor", "report"):
+            assert re.search(rf"^{word} ", shown, re.MULTILINE), word
+        assert ("exceeded" in shown) == (code == 2)
