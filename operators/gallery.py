@@ -10,7 +10,7 @@ from operators.vectors import NORM_TOLERANCE
 
 
 class Shard(NamedTuple):
-    """Distinct vectors of a shard, and which rows have each.
+    """Distinct vectors in the order of their first rows, and which rows have each.
 
     Rows of equal bytes have equal scores against everything. Collapsing them keeps a search for k neighbours from being
     flooded by a group of copies larger than k: an ordinary top-k cuts through ties before any tie-break sees them.
@@ -37,9 +37,11 @@ def shard(rows_G: NDArray[np.int64], vectors_GD: NDArray[np.float16]) -> Shard:
     ordered[ordered == 0] = 0  # -0 and 0 score alike
     keys = ordered.view(np.dtype((np.void, ordered.dtype.itemsize * ordered.shape[1]))).ravel()
     _, first, group = np.unique(keys, return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    group = np.argsort(order)[group]
     members = np.argsort(group, kind="stable")
     starts = np.concatenate([[0], np.cumsum(np.bincount(group, minlength=len(first)))])
-    return Shard(ordered[first], rows_G[by_row][members], starts.astype(np.int64))
+    return Shard(ordered[first[order]], rows_G[by_row][members], starts.astype(np.int64))
 
 
 def refuse_unusable(rows_N: NDArray[np.int64], vectors_ND: NDArray[np.float16]) -> None:

@@ -1,13 +1,8 @@
-"""Exact nearest neighbours of release images in a shard, and their merge over shards.
+"""Exact neighbours of a block of the release in a shard of the gallery, both ways, and their merge.
 
-faiss' flat index proposes and fp64 decides. Stored fp16 vectors are exact in fp32, and so are the products of two of
-their components, so an fp32 inner product differs from the exact score by at most the accumulation error
-gamma * |x| |y|, gamma = (d-1)u / (1-(d-1)u), u = 2^-24, in any order of summation (Higham, Accuracy and Stability of
-Numerical Algorithms, 2nd ed., section 3.1). Everything within that margin is scored again exactly; a list is widened
-until its last fetched score lies below the margin, so ties at the k-th place are complete.
-
-All results are in one total order: cosine descending, release row, gallery row. Merging is therefore associative,
-commutative and idempotent, and no partition into shards or blocks can change a result.
+An engine proposes pairs by a filter with a proven margin (`operators/engines.py`); here they are scored exactly and
+the best are kept. All results are in one total order: cosine descending, release row, gallery row. Merging is therefore
+associative, commutative and idempotent, and no partition into shards or blocks can change a result.
 """
 
 from collections.abc import Sequence
@@ -17,10 +12,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from operators.engines import Wanted, open_engine
 from operators.errors import CapacityError
-from operators.gallery import Shard, refuse_unusable
-from operators.tables import NEIGHBOURS, PAIRS
-from operators.vectors import exact_cosines
+from operators.gallery import Shard, shard
+from operators.tables import CLOSEST, NEIGHBOURS, PAIRS
 
 
 class Scored(NamedTuple):
@@ -30,130 +25,124 @@ class Scored(NamedTuple):
     gallery: NDArray[np.int64]
     cosine: NDArray[np.float64]
 
+    def turned(self) -> "Scored":
+        """The same pairs with the sides exchanged."""
+        return Scored(self.gallery, self.release, self.cosine)
+
     def take(self, index: NDArray[np.integer]) -> "Scored":
         """The pairs at `index`."""
         return Scored(self.release[index], self.gallery[index], self.cosine[index])
 
 
-def margin(width: int, longest: float = 1.002) -> float:
-    """Largest difference between an fp32 inner product of two stored vectors and their exact cosine.
+class Tile(NamedTuple):
+    """What one block of the release gives against one shard."""
 
-    `longest` bounds the product of the two lengths; stored lengths are 1 within 1e-3.
-    """
-    steps = (width - 1) * 2.0**-24
-    return steps / (1 - steps) * longest
+    nearest: Scored
+    """The best gallery rows of each release row."""
+    closest: Scored
+    """The best release rows of each gallery row."""
+    pairs: Scored
+    """All pairs from the floor up."""
 
 
 class ShardSearch:
-    """Searches one shard; the faiss index is built once and the object is then read-only."""
+    """Searches one shard, which is read-only after it was loaded."""
 
-    def __init__(self, part: Shard) -> None:
-        import faiss
+    def __init__(self, part: Shard, engine: str, wanted: Wanted) -> None:
+        """Open the engine called `engine`; `auto` takes the faster one on this worker."""
+        self.part, self.wanted = part, wanted
+        self.engine = open_engine(engine, part.distinct_UD, wanted) if len(part.distinct_UD) else None
 
-        faiss.omp_set_num_threads(1)
-        self.part = part
-        width = part.distinct_UD.shape[1]
-        self.margin = margin(width)
-        self.index = faiss.IndexFlatIP(width)
-        self.index.add(np.ascontiguousarray(part.distinct_UD, np.float32))
-
-    def nearest(self, rows_Q: NDArray[np.int64], queries_QD: NDArray[np.float16], k: int) -> Scored:
-        """The `k` best gallery rows of each query (fewer if the shard is smaller), ties broken by row number."""
-        refuse_unusable(rows_Q, queries_QD)
-        if not len(rows_Q) or not self.index.ntotal:
-            return EMPTY
-        query, group = self._proposals(np.ascontiguousarray(queries_QD, np.float32), k)
-        return best(self._expand(rows_Q, queries_QD, query, group, limit=k), k)
-
-    def _proposals(self, queries_QD: NDArray[np.float32], k: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Pairs (query, distinct vector) that hold the k best of every query for certain."""
-        distinct = self.index.ntotal
-        queries: list[NDArray[np.int64]] = []
-        groups: list[NDArray[np.int64]] = []
-        pending = np.arange(len(queries_QD))
-        fetch = min(k + 16, distinct)
-        while len(pending):
-            scores, found = self.index.search(queries_QD[pending], fetch)
-            bar = scores[:, min(k, distinct) - 1] - 2 * self.margin
-            complete = (scores[:, -1] < bar) | (fetch == distinct)
-            keep = (scores >= bar[:, None]) & complete[:, None]
-            queries.append(pending[np.nonzero(keep)[0]])
-            groups.append(found[keep])
-            pending = pending[~complete]
-            fetch = min(4 * fetch, distinct)
-        return np.concatenate(queries), np.concatenate(groups)
-
-    def above(self, rows_Q: NDArray[np.int64], queries_QD: NDArray[np.float16], floor: float, max_pairs: int) -> Scored:
-        """Every pair whose exact cosine is at least `floor`.
+    def tile(self, rows_Q: NDArray[np.int64], queries_QD: NDArray[np.float16], max_pairs: int) -> Tile:
+        """What is wanted of the release rows against this shard, every cosine exact.
 
         Raises
         ------
+        SchemaMismatch
+            If a query is not finite or not of unit length.
         CapacityError
-            If there are more than `max_pairs` of them in this tile.
+            If more than `max_pairs` pairs reach the floor.
         """
-        refuse_unusable(rows_Q, queries_QD)
-        if not len(rows_Q) or not self.index.ntotal:
-            return EMPTY
-        radius = np.nextafter(np.float32(floor - self.margin), np.float32(-2))
-        limits, _, group = self.index.range_search(np.ascontiguousarray(queries_QD, np.float32), float(radius))
-        found = limits.astype(np.int64)
-        query = np.repeat(np.arange(len(rows_Q)), found[1:] - found[:-1])
-        sizes = np.diff(self.part.starts)[group]
-        if sizes.sum() > max_pairs:
+        from operators.kernels import best_of_each
+
+        block = shard(rows_Q, queries_QD)
+        if self.engine is None or not len(block.rows):
+            return Tile(EMPTY, EMPTY, EMPTY)
+        query, group, cosine = self.engine.propose(block.distinct_UD, self.wanted)
+        k, columns, floor = self.wanted
+        row = best_of_each(query, len(block.distinct_UD), cosine, group, k)
+        nearest = best(self._expanded(block, query[row], group[row], cosine[row], None, k), k)
+        count = len(self.part.distinct_UD)
+        column = best_of_each(group, count, cosine, query, columns) if columns else np.zeros(len(cosine), bool)
+        found = self._expanded(block, query[column], group[column], cosine[column], columns, None)
+        closest = best(found.turned(), columns)
+        over = cosine >= (np.inf if floor is None else floor)
+        self._refuse_too_many(block, query[over], group[over], max_pairs)
+        pairs = ordered(self._expanded(block, query[over], group[over], cosine[over], None, None))
+        return Tile(nearest, closest.turned(), pairs)
+
+    def _refuse_too_many(
+        self, block: Shard, query: NDArray[np.int32], group: NDArray[np.int32], max_pairs: int
+    ) -> None:
+        count = int((np.diff(block.starts)[query] * np.diff(self.part.starts)[group]).sum())
+        if count > max_pairs:
             raise CapacityError(
-                f"{sizes.sum():,} pairs of one tile reach search.floor={floor}; search.max_pairs is {max_pairs:,}. "
-                f"Raise the floor, or raise the limit."
+                f"{count:,} pairs of one tile reach search.floor={self.wanted.floor}; "
+                f"search.max_pairs is {max_pairs:,}. Raise the floor, or raise the limit."
             )
-        scored = self._expand(rows_Q, queries_QD, query, group.astype(np.int64), limit=None)
-        return ordered(scored.take(np.flatnonzero(scored.cosine >= floor)))
 
-    def _expand(
+    def _expanded(
         self,
-        rows_Q: NDArray[np.int64],
-        queries_QD: NDArray[np.float16],
-        query: NDArray[np.int64],
-        group: NDArray[np.int64],
-        limit: int | None,
+        block: Shard,
+        query: NDArray[np.int32],
+        group: NDArray[np.int32],
+        cosine: NDArray[np.float64],
+        left_limit: int | None,
+        right_limit: int | None,
     ) -> Scored:
-        """Exact scores of (query, distinct vector) pairs, one row per gallery row that has the vector.
+        """Pairs of distinct vectors as pairs of rows.
 
-        `limit` keeps the first rows of a group only: no more can enter a list of that length.
+        A limit keeps the first rows of equal vectors only: no more can enter a list of that length.
         """
-        cosine = np.concatenate(
-            [
-                exact_cosines(queries_QD[query[at : at + RESCORED]], self.part.distinct_UD[group[at : at + RESCORED]])
-                for at in range(0, max(1, len(query)), RESCORED)
-            ]
-        )
-        sizes = np.diff(self.part.starts)[group]
-        sizes = sizes if limit is None else np.minimum(sizes, limit)
-        pair = np.repeat(np.arange(len(query)), sizes)
-        within = np.arange(len(pair)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-        gallery = self.part.rows[self.part.starts[group[pair]] + within]
-        return Scored(rows_Q[query[pair]], gallery, cosine[pair])
+        pair, left = _rows_of(block, query, left_limit)
+        again, right = _rows_of(self.part, group[pair], right_limit)
+        return Scored(left[again], right, cosine[pair[again]])
 
 
-RESCORED = 1 << 16
-"""Pairs that are scored again in one step, which bounds memory."""
+def _rows_of(part: Shard, groups: NDArray[np.int32], limit: int | None) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """For each of `groups` its rows: which entry of `groups` a row belongs to, and the row."""
+    sizes = np.diff(part.starts)[groups]
+    sizes = sizes if limit is None else np.minimum(sizes, limit)
+    entry = np.repeat(np.arange(len(groups)), sizes)
+    within = np.arange(len(entry)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    return entry, part.rows[part.starts[groups[entry]] + within]
+
 
 EMPTY = Scored(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float64))
 
 
 def ordered(scored: Scored) -> Scored:
     """The pairs in the total order (cosine descending, release row, gallery row), each once."""
-    order = np.lexsort((scored.gallery, scored.release, -scored.cosine))
-    result = scored.take(order)
-    if not len(order):
-        return result
-    same = (result.release[1:] == result.release[:-1]) & (result.gallery[1:] == result.gallery[:-1])
-    return result.take(np.flatnonzero(np.concatenate([[True], ~same])))
+    return _once(scored.take(np.lexsort((scored.gallery, scored.release, -scored.cosine))))
 
 
 def best(scored: Scored, k: int) -> Scored:
     """The `k` best pairs of every release row, sorted by release row, then cosine descending, then gallery row."""
-    unique = ordered(scored)
-    by_release = unique.take(np.argsort(unique.release, kind="stable"))
-    return by_release.take(np.flatnonzero(ranks(by_release.release) <= k))
+    unique = _once(scored.take(np.lexsort((scored.gallery, -scored.cosine, scored.release))))
+    return unique.take(np.flatnonzero(ranks(unique.release) <= k))
+
+
+def _once(scored: Scored) -> Scored:
+    """The pairs without repetitions, which must be adjacent."""
+    if not len(scored.release):
+        return scored
+    same = (scored.release[1:] == scored.release[:-1]) & (scored.gallery[1:] == scored.gallery[:-1])
+    return scored.take(np.flatnonzero(np.concatenate([[True], ~same])))
+
+
+def by_gallery(scored: Scored) -> Scored:
+    """The pairs sorted by gallery row, then cosine descending, then release row."""
+    return scored.take(np.lexsort((scored.release, -scored.cosine, scored.gallery)))
 
 
 def ranks(release: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -186,6 +175,16 @@ def neighbours_table(arms: Sequence[tuple[str, Scored]]) -> pa.Table:
         for arm, s in arms
     ]
     return pa.concat_tables([NEIGHBOURS.schema.empty_table(), *tables]).combine_chunks()
+
+
+def closest_table(arms: Sequence[tuple[str, Scored]]) -> pa.Table:
+    """`closest` results of each arm under the CLOSEST contract; sorted by gallery row and rank."""
+    tables = []
+    for arm, scored in arms:
+        names = pa.array([arm] * len(scored.gallery), pa.string())
+        places = pa.array(ranks(scored.gallery), pa.int32())
+        tables.append(pa.table([names, scored.gallery, scored.release, places, scored.cosine], schema=CLOSEST.schema))
+    return pa.concat_tables([CLOSEST.schema.empty_table(), *tables]).combine_chunks()
 
 
 def pairs_table(arms: Sequence[tuple[str, Scored]]) -> pa.Table:

@@ -166,6 +166,20 @@ NEIGHBOURS = Table(
     ),
 )
 
+CLOSEST = Table(
+    name="closest",
+    version=1,
+    schema=pa.schema(
+        [
+            pa.field("arm", pa.string()),
+            pa.field("gallery_row", pa.int64()),
+            pa.field("release_row", pa.int64()),
+            pa.field("rank", pa.int32()),  # 1 is the best release image of its block for this gallery image
+            pa.field("cosine", pa.float64()),
+        ]
+    ),
+)
+
 PAIRS = Table(
     name="pairs",
     version=1,

@@ -19,6 +19,7 @@ verbs
   search   compare the release with every gallery image, exactly
   assess   threshold, candidates, persons, summary.json
   report   report.html and findings.csv
+  verify   check a random sample of a finished run by another path
   plan     print the resolved configuration and what would run; run nothing
   doctor   check versions, builds and models
 
@@ -28,7 +29,7 @@ exit codes: 0 done, 1 error, 2 done and more persons found than assess.limit all
 """
 
 STAGE_VERBS = ("scan", "embed", "search", "assess", "report")
-VERBS = ("run", *STAGE_VERBS, "plan", "doctor")
+VERBS = ("run", *STAGE_VERBS, "verify", "plan", "doctor")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -5,6 +5,8 @@ embed   units           -> embeddings     decode, detect, align, embed; a failed
 search  embeddings      -> neighbours     all release x gallery pairs, exactly
 assess  neighbours      -> findings       threshold, candidates, persons, summary.json
 report  findings        -> report.html    what was found, and what is not claimed
+
+`verify` is no stage: it checks a sample of what they committed by another path, when asked for.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,6 +18,7 @@ from pipeline.report import report
 from pipeline.scan import scan
 from pipeline.search import search
 from pipeline.stage import Run
+from pipeline.verify import verify
 
 if TYPE_CHECKING:
     from pipeline.config import AuditConfig
@@ -28,9 +31,13 @@ STAGES: Mapping[str, Callable[[Run], None]] = {
     "report": report,
 }
 
+EXTRAS: Mapping[str, Callable[[Run], None]] = {"verify": verify}
+"""What works on a run but is not part of an audit."""
 
-def audit(config: "AuditConfig", *stages: str) -> None:
-    """Run the named stages in order, or all of them."""
+
+def audit(config: "AuditConfig", *names: str) -> None:
+    """Run the named stages and extras in order, or all stages."""
+    known = {**STAGES, **EXTRAS}
     with Run(config) as run:
-        for name in stages or STAGES:
-            STAGES[name](run)
+        for name in names or STAGES:
+            known[name](run)

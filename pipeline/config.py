@@ -25,6 +25,7 @@ from pipeline.embed import EmbedConfig
 from pipeline.report import ReportConfig
 from pipeline.scan import ScanConfig
 from pipeline.search import SearchConfig
+from pipeline.verify import VerifyConfig
 
 RELEASE = "release"
 ARMS = ("training", "control", "anchor")
@@ -83,6 +84,7 @@ class AuditConfig:
     search: SearchConfig = field(default_factory=SearchConfig)
     assess: AssessConfig = field(default_factory=AssessConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
+    verify: VerifyConfig = field(default_factory=VerifyConfig)
     ray: SessionConfig = field(default_factory=SessionConfig)
 
     def __post_init__(self) -> None:

@@ -7,7 +7,7 @@ from, so resume is a listing, and a change of any input is another name.
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import cycle
 from typing import Any
@@ -18,7 +18,8 @@ import pyarrow as pa
 from cluster.faults import IncompleteTable
 from cluster.pool import bounded
 from cluster.resources import Resources
-from operators.tables import NEIGHBOURS, PAIRS, UNITS, Table
+from operators.engines import ENGINES, Wanted
+from operators.tables import CLOSEST, NEIGHBOURS, PAIRS, UNITS, Table
 from pipeline.calibrate import calibrate, set_columns
 from pipeline.embed import closed, unit_store
 from pipeline.progress import Progress
@@ -32,25 +33,34 @@ log = logging.getLogger(__name__)
 class SearchConfig:
     """What the search keeps, and how it is spread."""
 
+    engine: str = "auto"
+    """What filters: `faiss`, `mixed`, or `auto` for the faster one on each worker. Results do not depend on it."""
     k: int = 100
     """Neighbours kept for every release image in each gallery set."""
+    columns: int = 3
+    """Release neighbours kept for every gallery image in each block; 0 for none."""
     floor: float | None = None
     """All pairs from this cosine up are kept. Empty: a little below the threshold that the training set gives."""
     max_pairs: int = 20_000_000
     """Pairs over the floor that one block against one shard may give; more is an error, never a cut."""
     shard_images: int = 262_144
     """Gallery images of a shard at most, in whole units: about 6 bytes x width each in an actor's memory."""
-    block_images: int = 4096
+    block_images: int = 32_768
     """Release images of a block at most, in whole units."""
     in_flight: int = 4
     """Blocks under way at once."""
     shards: Resources = field(default_factory=lambda: Resources(workers=64, cpus=0.5))
-    """Actors that hold the gallery. Each holds one shard, or several where there are more shards than actors."""
+    """Actors that hold the gallery. Each holds one shard, or several where there are more shards than actors, and uses
+    as many threads as it has whole CPUs, at least one."""
 
     def __post_init__(self) -> None:
         for name in ("k", "max_pairs", "shard_images", "block_images", "in_flight"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1. Got {getattr(self, name)}.")
+        if self.engine not in ("auto", *ENGINES):
+            raise ValueError(f"engine must be auto, {' or '.join(ENGINES)}. Got {self.engine!r}.")
+        if self.columns < 0:
+            raise ValueError(f"columns must not be negative. Got {self.columns}.")
         if self.floor is not None and not -1 <= self.floor < 1:
             raise ValueError(f"floor must be a cosine below 1. Got {self.floor}.")
 
@@ -106,16 +116,30 @@ def layout(run: Run, floor: float) -> tuple[list[Piece], dict[str, Piece]]:
         closed(run, role, table)
     shards = [one for role in units if role != "release" for one in pieces(role, units[role], options.shard_images)]
     blocks = pieces("release", units["release"], options.block_images)
-    return shards, {block_key(run, floor, block, shards): block for block in blocks}
+    gallery = [_content(run, one) for one in shards]
+    return shards, {block_key(run, floor, block, gallery): block for block in blocks}
 
 
-def block_key(run: Run, floor: float, block: Piece, shards: Sequence[Piece]) -> str:
-    """Name of a block's results: independent of how the gallery is cut into shards."""
-    gallery: dict[str, list[tuple[str, int]]] = {}
-    for one in shards:
-        gallery.setdefault(one.role, []).extend(zip(one.units, one.first_rows, strict=True))
-    kept = {"k": run.config.search.k, "floor": floor}
-    return fingerprint(NEIGHBOURS.contract, PAIRS.contract, unit_store(run).root.name, asdict(block), gallery, kept)
+def block_key(run: Run, floor: float, block: Piece, gallery: Sequence[tuple[str, list[Any]]]) -> str:
+    """Name of a block's results: every stored vector counts, and how the gallery is cut into shards does not."""
+    arms: dict[str, list[Any]] = {}
+    for role, content in gallery:
+        arms.setdefault(role, []).extend(content)
+    kept = {"k": run.config.search.k, "columns": run.config.search.columns, "floor": floor}
+    contracts = [table.contract for table in (NEIGHBOURS, CLOSEST, PAIRS)]
+    return fingerprint(contracts, _content(run, block), arms, kept)
+
+
+def _content(run: Run, piece: Piece) -> tuple[str, list[Any]]:
+    """The set of a piece, and for each unit its first row and the digest of its embeddings."""
+    store = unit_store(run)
+    content = []
+    for name, first in zip(piece.units, piece.first_rows, strict=True):
+        made = store.find(name)
+        if made is None:
+            raise IncompleteTable(f"{store.root}: unit {name} is not embedded. Run `unveil embed` again.")
+        content.append((first, made.sha256))
+    return piece.role, content
 
 
 def _search_blocks(run: Run, floor: float, pending: Mapping[str, Piece], shards: Sequence[Piece]) -> None:
@@ -126,15 +150,17 @@ def _search_blocks(run: Run, floor: float, pending: Mapping[str, Piece], shards:
     root = str(unit_store(run).root.resolve())
     target = str(run.store.child("search").root.resolve())
     holder = ray.remote(ShardActor).options(**options.shards.actor_options())
-    actors = [holder.remote(root) for _ in range(options.shards.fitting(len(shards)))]
+    wanted = Wanted(options.k, options.columns, floor)
+    threads = max(1, int(options.shards.cpus))
+    count = options.shards.fitting(len(shards))
+    actors = [holder.remote(root, options.engine, wanted, threads) for _ in range(count)]
     read = ray.remote(num_cpus=0.1)(read_piece)
     commit = ray.remote(num_cpus=0.1)(commit_block)
 
     def submit(key: str, piece: Piece) -> Any:
         block = read.remote(root, piece)
         tiles = [
-            actor.tile.remote(one, block, options.k, floor, options.max_pairs)
-            for one, actor in zip(shards, cycle(actors), strict=False)
+            actor.tile.remote(one, block, options.max_pairs) for one, actor in zip(shards, cycle(actors), strict=False)
         ]
         return commit.remote(target, key, options.k, [one.role for one in shards], block, *tiles)
 
@@ -180,7 +206,7 @@ def blocks_key(keys: Sequence[str], floor: float) -> str:
 
 
 def results(run: Run, name: str, contract: Table) -> Iterator[pa.Table]:
-    """The `neighbours` or `pairs` tables of the committed search, block by block.
+    """The `neighbours`, `closest` or `pairs` tables of the committed search, block by block.
 
     Raises
     ------

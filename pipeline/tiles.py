@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from cluster.storage import Store
 from operators import neighbors, vectors
+from operators.engines import Wanted, use_threads
 from operators.gallery import shard
-from operators.tables import NEIGHBOURS, PAIRS
+from operators.tables import CLOSEST, NEIGHBOURS, PAIRS
 
 Block = tuple[NDArray[np.int64], NDArray[np.float16]]
 """Row numbers (N,) and stored vectors (N, D) of the audited images of a piece."""
@@ -26,11 +27,10 @@ class Piece:
     first_rows: tuple[int, ...]
 
 
-class Tile(NamedTuple):
+class TileResult(NamedTuple):
     """The result of one block against one shard."""
 
-    nearest: neighbors.Scored
-    pairs: neighbors.Scored
+    found: neighbors.Tile
     gallery: int
     """Gallery images that every query was compared with."""
 
@@ -72,33 +72,41 @@ class ShardActor:
     user as Ray's text about a dead actor instead of as itself.
     """
 
-    def __init__(self, root: str) -> None:
-        self.root = root
+    def __init__(self, root: str, engine: str, wanted: Wanted, threads: int) -> None:
+        self.root, self.engine, self.wanted = root, engine, wanted
+        self.threads = threads
         self.held: dict[Piece, neighbors.ShardSearch] = {}
 
-    def tile(self, piece: Piece, block: Block, k: int, floor: float, max_pairs: int) -> Tile:
-        """The block's best neighbours in one shard, and its pairs over the floor."""
+    def tile(self, piece: Piece, block: Block, max_pairs: int) -> TileResult:
+        """What is wanted of the block against one shard."""
         if piece not in self.held:
-            self.held[piece] = neighbors.ShardSearch(shard(*read_piece(self.root, piece)))
+            use_threads(self.threads)
+            part = shard(*read_piece(self.root, piece))
+            self.held[piece] = neighbors.ShardSearch(part, self.engine, self.wanted)
         search = self.held[piece]
-        nearest = search.nearest(*block, k)
-        return Tile(nearest, search.above(*block, floor, max_pairs), len(search.part.rows))
+        return TileResult(search.tile(*block, max_pairs), len(search.part.rows))
 
 
-def commit_block(root: str, key: str, k: int, roles: Sequence[str], block: Block, *tiles: Tile) -> str:
-    """Merge a block's tiles over the shards of each arm and commit both tables; `pairs` last, as the block's mark.
+def commit_block(root: str, key: str, k: int, roles: Sequence[str], block: Block, *tiles: TileResult) -> str:
+    """Merge a block's tiles over the shards of each arm and commit the tables; `pairs` last, as the block's mark.
 
     The markers say how many queries the block had and how many gallery images of each arm they were compared with.
     """
-    by_arm: dict[str, list[Tile]] = {}
+    by_arm: dict[str, list[TileResult]] = {}
     for role, tile in zip(roles, tiles, strict=True):
         by_arm.setdefault(role, []).append(tile)
-    nearest = [(arm, neighbors.best(neighbors.merged([t.nearest for t in own]), k)) for arm, own in by_arm.items()]
-    pairs = [(arm, neighbors.ordered(neighbors.merged([t.pairs for t in own]))) for arm, own in by_arm.items()]
+    nearest, closest, pairs = [], [], []
+    for arm, own in by_arm.items():
+        nearest.append((arm, neighbors.best(neighbors.merged([one.found.nearest for one in own]), k)))
+        closest.append((arm, neighbors.by_gallery(neighbors.merged([one.found.closest for one in own]))))
+        pairs.append((arm, neighbors.ordered(neighbors.merged([one.found.pairs for one in own]))))
     gallery = {arm: sum(tile.gallery for tile in own) for arm, own in by_arm.items()}
     facts = {"queries": len(block[0]), "gallery": gallery}
     store = Store(root)
-    near_table, pairs_table = neighbors.neighbours_table(nearest), neighbors.pairs_table(pairs)
-    store.commit(f"neighbours-{key}", near_table, contract=NEIGHBOURS.contract, key=key, facts=facts)
-    store.commit(f"pairs-{key}", pairs_table, contract=PAIRS.contract, key=key, facts=facts)
+    for contract, table in (
+        (NEIGHBOURS, neighbors.neighbours_table(nearest)),
+        (CLOSEST, neighbors.closest_table(closest)),
+        (PAIRS, neighbors.pairs_table(pairs)),
+    ):
+        store.commit(f"{contract.name}-{key}", table, contract=contract.contract, key=key, facts=facts)
     return key

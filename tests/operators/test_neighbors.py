@@ -1,13 +1,14 @@
 import numpy as np
 import pyarrow.compute as pc
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from operators import neighbors, vectors
+from operators import neighbors, tilepass, vectors
+from operators.engines import ENGINES, Wanted
 from operators.errors import CapacityError, SchemaMismatch
 from operators.gallery import shard
-from operators.tables import NEIGHBOURS, PAIRS
+from operators.tables import CLOSEST, NEIGHBOURS, PAIRS
 
 WIDTH = 16
 
@@ -22,18 +23,20 @@ def people(seed: int, count: int, persons: int) -> np.ndarray:
     ]
 
 
-def brute(queries: np.ndarray, gallery: np.ndarray) -> list[tuple[float, int, int]]:
-    scores = queries.astype(np.float64) @ gallery.astype(np.float64).T
-    return sorted((-scores[q, g], q, g) for q in range(len(queries)) for g in range(len(gallery)))
+def brute(queries: np.ndarray, gallery: np.ndarray) -> list[tuple[int, int, float]]:
+    """All pairs in the total order, from a plain fp64 product."""
+    scores = (queries.astype(np.float64) @ gallery.astype(np.float64).T).ravel()
+    q, g = np.divmod(np.arange(len(scores)), len(gallery))
+    order = np.lexsort((g, q, -scores))
+    return list(zip(q[order].tolist(), g[order].tolist(), scores[order].tolist(), strict=True))
 
 
 def brute_best(queries: np.ndarray, gallery: np.ndarray, k: int) -> list[tuple[int, int, float]]:
-    ranked = brute(queries, gallery)
-    return [
-        (q, g, -minus)
-        for query in range(len(queries))
-        for minus, q, g in [entry for entry in ranked if entry[1] == query][:k]
-    ]
+    lists: dict[int, list[tuple[int, int, float]]] = {q: [] for q in range(len(queries))}
+    for pair in brute(queries, gallery):
+        if len(lists[pair[0]]) < k:
+            lists[pair[0]].append(pair)
+    return [pair for own in lists.values() for pair in own]
 
 
 def listed(scored: neighbors.Scored) -> list[tuple[int, int, float]]:
@@ -46,70 +49,91 @@ def partition(rng: np.random.Generator, count: int) -> list[np.ndarray]:
     return np.split(rng.permutation(count), cuts)
 
 
-@settings(max_examples=60, deadline=None)
-@given(seed=st.integers(0, 10_000), k=st.sampled_from([1, 3, 10, 500]), count=st.integers(1, 120))
-def test_sharded_search_equals_brute_force_bit_for_bit(seed: int, k: int, count: int) -> None:
+def search(rows: np.ndarray, vectors: np.ndarray, engine: str, *wanted: object) -> neighbors.ShardSearch:
+    part = shard(rows.astype(np.int64), vectors.reshape(-1, vectors.shape[-1]))
+    return neighbors.ShardSearch(part, engine, Wanted(*wanted))
+
+
+@pytest.fixture(params=["as it is", "thinned out often"])
+def budget(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mixed engine also where it must settle in the middle of a pass, and with products smaller than the data."""
+    if request.param != "as it is":
+        monkeypatch.setattr(tilepass, "BUDGET", 50)
+        monkeypatch.setattr(tilepass, "CHUNK", 64)
+        monkeypatch.setattr(tilepass, "TILE", 64)
+
+
+@pytest.mark.parametrize("engine", list(ENGINES))
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(seed=st.integers(0, 10_000), k=st.sampled_from([1, 3, 10, 500]), count=st.integers(1, 160))
+def test_sharded_search_equals_brute_force_bit_for_bit(
+    engine: str, budget: None, seed: int, k: int, count: int
+) -> None:
     rng = np.random.default_rng(seed)
     queries, gallery = people(seed, 17, 4), people(seed, count, 3)
-    floor = float(rng.choice([-1.0, 0.2, 0.9]))
+    floor = [None, -1.0, 0.2, 0.9][rng.integers(4)]
+    columns = int(rng.integers(0, 4))
     tiles = []
     for rows in partition(rng, count):
-        search = neighbors.ShardSearch(shard(rows.astype(np.int64), gallery[rows].reshape(-1, WIDTH)))
+        one = search(rows, gallery[rows], engine, k, columns, floor)
         for block in partition(rng, len(queries)):
-            ids, block_vectors = block.astype(np.int64), queries[block].reshape(-1, WIDTH)
-            tiles.append((search.nearest(ids, block_vectors, k), search.above(ids, block_vectors, floor, 10**6)))
+            tiles.append(one.tile(block.astype(np.int64), queries[block].reshape(-1, WIDTH), 10**6))
     rng.shuffle(tiles)
-    nearest = neighbors.best(neighbors.merged([tile[0] for tile in tiles]), k)
-    above = neighbors.ordered(neighbors.merged([tile[1] for tile in tiles]))
+    nearest = neighbors.best(neighbors.merged([tile.nearest for tile in tiles]), k)
+    closest = neighbors.best(neighbors.merged([tile.closest for tile in tiles]).turned(), columns)
+    above = neighbors.ordered(neighbors.merged([tile.pairs for tile in tiles]))
     assert listed(nearest) == brute_best(queries, gallery, k)
-    assert listed(above) == [(q, g, -minus) for minus, q, g in brute(queries, gallery) if -minus >= floor]
+    assert listed(closest) == brute_best(gallery, queries, columns)
+    assert listed(above) == [pair for pair in brute(queries, gallery) if floor is not None and pair[2] >= floor]
 
 
-def test_more_copies_of_one_vector_than_k_give_the_lowest_rows() -> None:
+@pytest.mark.parametrize("engine", list(ENGINES))
+def test_more_copies_of_one_vector_than_k_give_the_lowest_rows(engine: str) -> None:
     one = people(0, 1, 1)
     gallery = np.concatenate([np.repeat(one, 400, axis=0), people(1, 50, 50)])
-    search = neighbors.ShardSearch(shard(np.arange(1000, 1450)[::-1].copy(), gallery))
-    found = search.nearest(np.array([7]), one, 10)
+    found = search(np.arange(1000, 1450)[::-1], gallery, engine, 10, 0, None).tile(np.array([7]), one, 0).nearest
     assert found.gallery.tolist() == sorted(range(1050, 1450))[:10]
     assert len(set(found.cosine.tolist())) == 1
 
 
-def test_ties_between_different_vectors_are_complete() -> None:
-    """All signed axes are equally far from their mean direction, so every gallery vector ties."""
+@pytest.mark.parametrize("engine", list(ENGINES))
+def test_ties_between_different_vectors_are_complete(engine: str) -> None:
+    """All axes are equally far from their mean direction, so every gallery vector ties."""
     gallery = np.eye(WIDTH, dtype=np.float16).repeat(3, axis=0)
-    query = np.full((1, WIDTH), 0.25, np.float16)
+    query = np.full((5, WIDTH), 0.25, np.float16)
     rows = np.random.default_rng(0).permutation(len(gallery)).astype(np.int64)
-    found = neighbors.ShardSearch(shard(rows, gallery)).nearest(np.array([0]), query, 5)
-    assert found.gallery.tolist() == [0, 1, 2, 3, 4]
+    found = search(rows, gallery, engine, 5, 2, None).tile(np.array([8, 6, 4, 2, 0]), query, 0)
+    assert found.nearest.gallery.tolist() == [0, 1, 2, 3, 4] * 5
+    assert neighbors.by_gallery(found.closest).release.tolist() == [0, 2] * len(gallery)
 
 
-def test_the_margin_bounds_fp32_error_for_any_order_of_summation() -> None:
-    rng = np.random.default_rng(5)
-    left, right = (vectors.normalise(rng.standard_t(2, (4000, 512)))[0] for _ in range(2))
-    exact = vectors.exact_cosines(left, right)
-    worst = 0.0
-    for _ in range(8):
-        order = rng.permutation(512)
-        products = left[:, order].astype(np.float32) * right[:, order].astype(np.float32)
-        sums = np.add.accumulate(products, axis=1, dtype=np.float32)[:, -1]
-        worst = max(worst, float(np.abs(sums - exact).max()))
-    assert 0 < worst <= neighbors.margin(512)
+@pytest.mark.parametrize("engine", list(ENGINES))
+@pytest.mark.parametrize("spread", [0.0, 1e-4, 1e-3])
+def test_crowds_within_the_margin_are_told_apart(engine: str, spread: float) -> None:
+    """Hundreds of scores closer together than any low-precision product can see."""
+    rng = np.random.default_rng(1)
+    centre = rng.standard_normal(64)
+    gallery = vectors.normalise(centre + spread * rng.standard_normal((700, 64)))[0]
+    queries = vectors.normalise(centre + spread * rng.standard_normal((90, 64)))[0]
+    found = search(np.arange(700), gallery, engine, 7, 3, None).tile(np.arange(90), queries, 0)
+    assert listed(found.nearest) == brute_best(queries, gallery, 7)
+    assert listed(neighbors.best(found.closest.turned(), 3)) == brute_best(gallery, queries, 3)
 
 
-def test_results_of_no_query_or_no_gallery_are_empty() -> None:
+@pytest.mark.parametrize("engine", list(ENGINES))
+def test_results_of_no_query_or_no_gallery_are_empty(engine: str) -> None:
     gallery = people(0, 5, 2)
-    full = neighbors.ShardSearch(shard(np.arange(5), gallery))
-    none = neighbors.ShardSearch(shard(np.zeros(0, np.int64), np.zeros((0, WIDTH), np.float16)))
-    for search, queries in [(full, gallery[:0]), (none, gallery)]:
-        rows = np.arange(len(queries))
-        assert len(search.nearest(rows, queries, 3).cosine) == 0
-        assert len(search.above(rows, queries, -1.0, 100).cosine) == 0
+    full = search(np.arange(5), gallery, engine, 3, 2, -1.0)
+    none = search(np.zeros(0), np.zeros((0, WIDTH), np.float16), engine, 3, 2, -1.0)
+    for one, queries in [(full, gallery[:0]), (none, gallery)]:
+        found = one.tile(np.arange(len(queries)), queries, 100)
+        assert [len(part.cosine) for part in found] == [0, 0, 0]
 
 
 def test_merging_is_commutative_and_idempotent() -> None:
     queries, gallery = people(3, 6, 3), people(3, 60, 3)
     parts = [
-        neighbors.ShardSearch(shard(rows.astype(np.int64), gallery[rows])).nearest(np.arange(6), queries, 4)
+        search(rows, gallery[rows], "faiss", 4, 0, None).tile(np.arange(6), queries, 0).nearest
         for rows in np.array_split(np.arange(60), 5)
     ]
     whole = listed(neighbors.best(neighbors.merged(parts), 4))
@@ -120,16 +144,16 @@ def test_merging_is_commutative_and_idempotent() -> None:
 
 def test_too_many_pairs_are_an_error_that_names_both_options() -> None:
     gallery = people(0, 50, 1)
-    search = neighbors.ShardSearch(shard(np.arange(50), gallery))
     with pytest.raises(CapacityError, match=r"search\.floor=-1\.0.*search\.max_pairs is 100"):
-        search.above(np.arange(50), gallery, -1.0, 100)
+        search(np.arange(50), gallery, "mixed", 1, 0, -1.0).tile(np.arange(50), gallery, 100)
 
 
 def test_unusable_queries_are_refused_by_row() -> None:
     gallery = people(0, 5, 2)
-    search = neighbors.ShardSearch(shard(np.arange(5), gallery))
     with pytest.raises(SchemaMismatch, match="row 31"):
-        search.nearest(np.array([30, 31]), np.stack([gallery[0], np.zeros(WIDTH, np.float16)]), 1)
+        search(np.arange(5), gallery, "mixed", 1, 0, None).tile(
+            np.array([30, 31]), np.stack([gallery[0], np.zeros(WIDTH, np.float16)]), 0
+        )
 
 
 def test_tables_follow_their_contracts() -> None:
@@ -139,3 +163,10 @@ def test_tables_follow_their_contracts() -> None:
     assert pc.unique(near["arm"]).to_pylist() == ["training"]
     assert PAIRS.check(neighbors.pairs_table([("control", scored)])).num_rows == 3
     assert NEIGHBOURS.check(neighbors.neighbours_table([])).num_rows == 0
+    turned = neighbors.by_gallery(scored)
+    near = CLOSEST.check(neighbors.closest_table([("training", turned)]))
+    assert near.select(["gallery_row", "release_row", "rank"]).to_pylist() == [
+        {"gallery_row": 1, "release_row": 9, "rank": 1},
+        {"gallery_row": 1, "release_row": 4, "rank": 2},
+        {"gallery_row": 2, "release_row": 4, "rank": 1},
+    ]

@@ -6,7 +6,7 @@ import pytest
 
 from cluster.faults import IncompleteTable
 from operators.errors import CapacityError
-from operators.tables import NEIGHBOURS, PAIRS, REJECTS, UNITS, embeddings
+from operators.tables import CLOSEST, NEIGHBOURS, PAIRS, REJECTS, UNITS, embeddings
 from operators.units import Member, cut, unit_digest
 from operators.vectors import normalise, to_arrow
 from pipeline.config import AuditConfig
@@ -78,20 +78,28 @@ def found(run: Run, name: str, contract: object, arm: str) -> list[tuple[int, in
     return list(zip(*(table[c].to_pylist() for c in ("release_row", "gallery_row", "cosine")), strict=True))
 
 
+def by_column(pairs: list[tuple[int, int, float]]) -> dict[int, list[tuple[int, int, float]]]:
+    lists: dict[int, list[tuple[int, int, float]]] = {}
+    for pair in pairs:
+        lists.setdefault(pair[1], []).append(pair)
+    return lists
+
+
 @pytest.mark.parametrize(
     "layout",
     [
         (),
         ("search.shard_images=1", "search.block_images=1", "search.in_flight=1"),
         ("search.shard_images=37", "search.block_images=29", "search.in_flight=7"),
-        ("search.shard_images=64", "search.block_images=1000"),
+        ("search.shard_images=64", "search.engine=faiss"),
+        ("search.shard_images=64", "search.engine=mixed", "search.block_images=20"),
     ],
-    ids=["one shard an arm", "a unit a shard", "ragged", "few shards"],
+    ids=["one shard an arm", "a unit a shard", "ragged", "faiss", "mixed"],
 )
 def test_every_layout_gives_what_brute_force_gives(
     session: None, configured: Configured, layout: tuple[str, ...]
 ) -> None:
-    config = configured("search.k=9", "search.floor=0.4", *layout)
+    config = configured("search.k=9", "search.columns=2", "search.floor=0.4", *layout)
     truth = planted(config)
     with Run(config) as run:
         search(run)
@@ -101,6 +109,12 @@ def test_every_layout_gives_what_brute_force_gives(
             rows = sorted({s for s, _, _ in everything})
             assert near == [pair for s in rows for pair in [p for p in everything if p[0] == s][:9]]
             above = found(run, "pairs", PAIRS, arm)
+            near_gallery = found(run, "closest", CLOSEST, arm)
+            columns = sorted(everything, key=lambda pair: (pair[1], -pair[2], pair[0]))
+            merged = sorted(near_gallery, key=lambda pair: (pair[1], -pair[2], pair[0]))
+            assert [p for own in by_column(merged).values() for p in own[:2]] == [
+                p for own in by_column(columns).values() for p in own[:2]
+            ]
             by_score = sorted(above, key=lambda pair: (-pair[2], pair[0], pair[1]))
             assert by_score == [pair for pair in everything if pair[2] >= 0.4]
             assert run.commit("search", "blocks").facts["comparisons"][arm] == len(everything)

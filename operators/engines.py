@@ -1,0 +1,167 @@
+"""Engines find the pairs that could matter, and score them exactly.
+
+An engine holds the distinct vectors of a shard. For a block of distinct queries it returns pairs, each once and with
+its exact cosine, that include for certain
+
+- the `k` best gallery vectors of every query,
+- the `columns` best queries of every gallery vector,
+- every pair with a cosine of `floor` or more,
+
+where ties at the last place go to the lower index. More pairs do no harm: `operators/neighbors.py` keeps the best.
+`ENGINES` is the closed list; results do not depend on the choice.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+log = logging.getLogger(__name__)
+
+
+class Wanted(NamedTuple):
+    """What a tile must give."""
+
+    k: int
+    """Gallery neighbours of each query."""
+    columns: int
+    """Release neighbours of each gallery vector; 0 for none."""
+    floor: float | None
+    """All pairs from this cosine up; None for none."""
+
+
+class Proposals(NamedTuple):
+    """Pairs (query, gallery vector) as parallel arrays, each pair once."""
+
+    query: NDArray[np.int32]
+    group: NDArray[np.int32]
+    cosine: NDArray[np.float64]
+    """Exact."""
+
+
+class Engine(Protocol):
+    """The small interface of all engines."""
+
+    def propose(self, queries_QD: NDArray[np.float16], wanted: Wanted) -> Proposals:
+        """Pairs that include for certain what is `wanted`."""
+        ...
+
+
+def margin(width: int, longest: float = 1.002) -> float:
+    """Largest difference between an fp32 inner product of two stored vectors and their exact cosine.
+
+    (d-1)u / (1-(d-1)u) times both lengths, u = 2^-24, holds for any order of summation (Higham, Accuracy and Stability
+    of Numerical Algorithms, 2nd ed., section 3.1). `longest` bounds the product of the lengths; stored lengths are 1
+    within 1e-3.
+    """
+    steps = (width - 1) * 2.0**-24
+    return steps / (1 - steps) * longest
+
+
+class FlatEngine:
+    """faiss' flat inner-product index; its fp32 scores filter."""
+
+    def __init__(self, gallery_GD: NDArray[np.float16]) -> None:
+        self.gallery_GD = np.ascontiguousarray(gallery_GD, np.float32)
+        self.margin = margin(gallery_GD.shape[1])
+
+    def propose(self, queries_QD: NDArray[np.float16], wanted: Wanted) -> Proposals:
+        """See `Engine`; the second direction is a second search, with the roles exchanged."""
+        from operators.kernels import exact_pairs
+
+        queries = np.ascontiguousarray(queries_QD, np.float32)
+        pairs = [self._lists(queries, self.gallery_GD, wanted.k)]
+        if wanted.columns:
+            group, query = self._lists(self.gallery_GD, queries, wanted.columns)
+            pairs.append((query, group))
+        if wanted.floor is not None:
+            pairs.append(self._above(queries, wanted.floor))
+        count = len(self.gallery_GD)
+        flat = np.unique(np.concatenate([query * count + group for query, group in pairs]))
+        left, right = (flat // count).astype(np.int32), (flat % count).astype(np.int32)
+        return Proposals(left, right, exact_pairs(queries, self.gallery_GD, left, right))
+
+    def _lists(
+        self, queries_QD: NDArray[np.float32], held_GD: NDArray[np.float32], k: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The k best of every query, widened until the last fetched score lies below the margin."""
+        index = _index(held_GD)
+        queries: list[NDArray[np.int64]] = []
+        groups: list[NDArray[np.int64]] = []
+        pending = np.arange(len(queries_QD))
+        fetch = min(k + 16, len(held_GD))
+        while len(pending):
+            scores, found = index.search(queries_QD[pending], fetch)
+            bar = scores[:, min(k, len(held_GD)) - 1] - 2 * self.margin
+            complete = (scores[:, -1] < bar) | (fetch == len(held_GD))
+            keep = (scores >= bar[:, None]) & complete[:, None]
+            queries.append(pending[np.nonzero(keep)[0]])
+            groups.append(found[keep])
+            pending = pending[~complete]
+            fetch = min(4 * fetch, len(held_GD))
+        return np.concatenate(queries), np.concatenate(groups)
+
+    def _above(self, queries_QD: NDArray[np.float32], floor: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """All pairs whose cosine can reach the floor."""
+        radius = np.nextafter(np.float32(floor - self.margin), np.float32(-2))
+        limits, _, group = _index(self.gallery_GD).range_search(queries_QD, float(radius))
+        found = limits.astype(np.int64)
+        return np.repeat(np.arange(len(queries_QD)), found[1:] - found[:-1]), group.astype(np.int64)
+
+
+def _index(vectors_GD: NDArray[np.float32]) -> Any:
+    import faiss
+
+    index = faiss.IndexFlatIP(vectors_GD.shape[1])
+    index.add(vectors_GD)
+    return index
+
+
+def _mixed(gallery_GD: NDArray[np.float16]) -> Engine:
+    from operators.mixed import MixedEngine
+
+    return MixedEngine(gallery_GD)
+
+
+ENGINES: Mapping[str, Callable[[NDArray[np.float16]], Engine]] = {"faiss": FlatEngine, "mixed": _mixed}
+
+
+def use_threads(count: int) -> None:
+    """Let all engines of this process use `count` threads; results do not depend on it."""
+    import faiss
+    import numba
+    import torch
+
+    faiss.omp_set_num_threads(count)
+    torch.set_num_threads(count)
+    numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))
+
+
+TRIAL_QUERIES = 1024
+TRIAL_GALLERY = 32_768
+SMALL = 16_384
+"""Gallery vectors below which no trial is worth its time."""
+
+
+def open_engine(name: str, gallery_GD: NDArray[np.float16], wanted: Wanted) -> Engine:
+    """The engine called `name`, or for `auto` the one that a short trial on this worker shows to be faster."""
+    if name != "auto":
+        return ENGINES[name](gallery_GD)
+    if len(gallery_GD) < SMALL:
+        log.info("engine faiss: %d vectors are too few for a trial", len(gallery_GD))
+        return FlatEngine(gallery_GD)
+    sample = gallery_GD[:TRIAL_GALLERY]
+    seconds = {}
+    for candidate, build in ENGINES.items():
+        engine = build(sample)
+        engine.propose(sample[:16], wanted)
+        start = time.perf_counter()
+        engine.propose(sample[:TRIAL_QUERIES], wanted)
+        seconds[candidate] = time.perf_counter() - start
+    chosen = min(seconds, key=lambda one: seconds[one])
+    trial = ", ".join(f"{one} {took:.3f} s" for one, took in seconds.items())
+    log.info("engine %s: fastest of %s for %d x %d", chosen, trial, min(TRIAL_QUERIES, len(sample)), len(sample))
+    return ENGINES[chosen](gallery_GD)

@@ -1,0 +1,264 @@
+"""verify: distrust a finished run, and check a random sample of it by another path.
+
+embed    sampled images, rejected ones included, are prepared and embedded again from their files: no Ray, no resume.
+         The outcome must be the same, and the vector nearly so.
+search   exact cosines of sampled release images with every gallery image, by a plain fp64 product: no engine, no
+         shards, no merge. What is committed for these images must be the same rows in the same order, bit for bit.
+
+It reads the committed tables and the files as they are, computes in this process, and changes nothing but the manifest.
+"""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, NoReturn
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from cluster.faults import IncompleteTable
+from operators import vectors
+from operators.encoder import Encoder
+from operators.faces import FacePreparation
+from operators.oracle import Oracle
+from operators.tables import NEIGHBOURS, PAIRS, UNITS, Table, embeddings, unnest
+from pipeline.embed import closed, unit_store
+from pipeline.search import results
+from pipeline.stage import Run
+
+log = logging.getLogger(__name__)
+
+TOLERANCE = 0.999
+"""Least cosine of a stored vector with that of the same image embedded again. Inference is not bit-stable across
+machines. On 96 demo faces the lowest was 0.9998 with landmarks moved by 0.01 pixels and 0.9994 with a tenth of the
+values of a face moved by one grey level; no other image of the 96 reached 0.94."""
+
+GROUP = 256
+"""Release images that are compared at once, which bounds memory."""
+
+SAME = ("key", "identity", "digest", "status")
+"""Columns of embeddings that must be the same when an image is embedded again."""
+
+CHANGED = "its file has changed or gone since it was embedded"
+SEARCHED: Mapping[str, Table] = {"neighbours": NEIGHBOURS, "pairs": PAIRS}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VerifyConfig:
+    """How much of a finished run `verify` checks."""
+
+    rows: int = 64
+    """Release images whose comparisons with all gallery images are computed again; more than there are means all."""
+    images: int = 64
+    """Images of all sets that are prepared and embedded again; more than there are means all."""
+    seed: int = 0
+    """Another seed checks another sample."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("rows", 1), ("images", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}. Got {getattr(self, name)}.")
+
+
+class Difference(NamedTuple):
+    """One thing that a run says and its verification does not. Rows are named by number: logs hold no names."""
+
+    what: str
+    remedy: str
+
+
+@dataclass(kw_only=True, slots=True)
+class Outcome:
+    """What a verification has checked, and what it found different."""
+
+    release_images: int = 0
+    comparisons: int = 0
+    images: int = 0
+    bit_equal: int = 0
+    cosines: list[float] = field(default_factory=list)
+    """Of a stored vector with the new one, for every sampled image that has both."""
+    differences: list[Difference] = field(default_factory=list)
+
+    def facts(self) -> dict[str, Any]:
+        """The outcome as the manifest records it; `lowest_cosine` is null if no sampled image was embedded."""
+        return {
+            "outcome": "different" if self.differences else "equal",
+            "release_images": self.release_images,
+            "comparisons": self.comparisons,
+            "images": self.images,
+            "embedded": len(self.cosines),
+            "bit_equal": self.bit_equal,
+            "lowest_cosine": round(min(self.cosines), 6) if self.cosines else None,
+            "differences": len(self.differences),
+        }
+
+
+def verify(run: Run) -> None:
+    """Check a sample of the committed search and embeddings, and record the outcome in the manifest.
+
+    Raises
+    ------
+    IncompleteTable
+        If a stage has not run for sets, options and vectors as they are, a part is damaged, or anything differs.
+    """
+    run.ledger.stage("verify", {"outcome": "not finished"})
+    outcome = Outcome()
+    with run.timed("verify") as facts:
+        units = {role: run.table("scan", role, UNITS) for role in run.config.sets.given()}
+        for role, table in units.items():
+            closed(run, role, table)
+        facts |= {"search": run.commit("search", "blocks").key, "seed": run.config.verify.seed}
+        _verify_embed(run, units, outcome)
+        if not outcome.differences:  # a search of other vectors would only repeat the finding
+            _verify_search(run, units, outcome)
+        facts |= outcome.facts()
+    if outcome.differences:
+        _refuse(run, outcome.differences)
+    log.info(
+        f"verify: {outcome.release_images:,} release images x {len(units) - 1} sets, {outcome.comparisons:,} "
+        f"comparisons recomputed exactly: equal to the bit; {outcome.images:,} images prepared again: "
+        f"{facts['embedded']:,} embedded, {outcome.bit_equal:,} of them bit-equal, lowest cosine "
+        f"{facts['lowest_cosine']}, the others rejected alike"
+    )
+
+
+def _refuse(run: Run, differences: Sequence[Difference]) -> NoReturn:
+    """Log the differences and raise the first."""
+    for one in differences[:20]:
+        log.error("verify: %s", one.what)
+    more = f" ({len(differences):,} differences; the first 20 are in unveil.log)" if differences[1:] else ""
+    raise IncompleteTable(f"{run.folder}: verification failed. {differences[0].what}{more}. {differences[0].remedy}")
+
+
+def _verify_embed(run: Run, units: Mapping[str, pa.Table], outcome: Outcome) -> None:
+    """Prepare and embed sampled images of all sets again, and compare with what is stored."""
+    prepare, encoder = FacePreparation(run.config.faces), Encoder(run.config.embedder)
+    for unit, members_N in _image_sample(run, pa.concat_tables(units.values())):
+        stored = _stored(run, unit).take(pa.array(members_N))
+        sample = UNITS.from_rows([unit | {"members": [unit["members"][member] for member in members_N.tolist()]}])
+        made = unnest(encoder(prepare(sample)), "images")
+        rows = (unit["first_row"] + members_N).tolist()
+        for row, what in zip(rows, _again(stored, made, outcome), strict=True):
+            if what is not None:
+                remedy = "Run `unveil run` again." if what == CHANGED else _delete(run, unit)
+                outcome.differences.append(Difference(f"embed: {unit['set']} row {row}: {what}", remedy))
+
+
+def _delete(run: Run, unit: Mapping[str, Any]) -> str:
+    """The remedy for embeddings that are wrong: the search that used them goes too, as it does not see them change."""
+    return f"Delete {unit_store(run).root / unit['unit']}.* and {run.folder / 'search'}, and run `unveil run` again."
+
+
+def _image_sample(run: Run, units: pa.Table) -> Iterator[tuple[dict[str, Any], NDArray[np.int64]]]:
+    """Units with sampled images, and the places (M,) of these among the unit's members."""
+    options = run.config.verify
+    sizes = pc.list_value_length(units["members"]).to_numpy()
+    ends = np.cumsum(sizes, dtype=np.int64)
+    rng = np.random.default_rng([options.seed, 1])
+    chosen = np.sort(rng.choice(ends[-1], min(options.images, int(ends[-1])), replace=False))
+    unit_of = np.searchsorted(ends, chosen, side="right")
+    for at in np.unique(unit_of).tolist():
+        yield units.slice(at, 1).to_pylist()[0], chosen[unit_of == at] - (ends - sizes)[at]
+
+
+def _stored(run: Run, unit: Mapping[str, Any]) -> pa.Table:
+    """The embeddings of a unit, a row for each of its images."""
+    stored = embeddings(run.config.embedder.width).check(unit_store(run).read(unit["unit"]))
+    if len(stored) != len(unit["members"]):
+        counts = f"{len(unit['members'])} images listed, {len(stored)} embedded"
+        raise IncompleteTable(f"unit {unit['unit']} of the {unit['set']} set: {counts}. {_delete(run, unit)}")
+    return stored
+
+
+def _again(stored: pa.Table, made: pa.Table, outcome: Outcome) -> Iterator[str | None]:
+    """What is different for each of some images, None if nothing; counts them in the outcome."""
+    old_N, new_N = (np.asarray(table["vector"].is_valid()) for table in (stored, made))
+    both_N = old_N & new_N
+    old_MD, new_MD = (vectors.from_arrow(table["vector"].filter(pa.array(both_N))) for table in (stored, made))
+    cosine_N = np.where(old_N | new_N, -1.0, 1.0)
+    cosine_N[both_N] = _cosines(old_MD, new_MD)
+    outcome.images += len(both_N)
+    outcome.bit_equal += int((old_MD.view(np.uint16) == new_MD.view(np.uint16)).all(axis=1).sum())
+    outcome.cosines += cosine_N[both_N].tolist()
+    for old, new, cosine in zip(*(t.select(SAME).to_pylist() for t in (stored, made)), cosine_N.tolist(), strict=True):
+        unequal = [name for name in SAME if old[name] != new[name]]
+        if "status" in unequal and new["status"] in ("changed", "unreadable"):
+            yield CHANGED
+        elif unequal:
+            yield f"the stored {unequal[0]} is not that of the image embedded again"
+        elif not cosine >= TOLERANCE:
+            yield f"cosine {cosine:.6f} of the stored vector with the image embedded again, needed is {TOLERANCE}"
+        else:
+            yield None
+
+
+def _cosines(left_MD: NDArray[np.float16], right_MD: NDArray[np.float16]) -> NDArray[np.float64]:
+    """Cosine of row i with row i, whatever their lengths, shape (M,); -1 where there is none."""
+    with np.errstate(invalid="ignore"):
+        lengths = vectors.exact_cosines(left_MD, left_MD) * vectors.exact_cosines(right_MD, right_MD)
+        return np.nan_to_num(vectors.exact_cosines(left_MD, right_MD) / np.sqrt(lengths), nan=-1.0)
+
+
+def _verify_search(run: Run, units: Mapping[str, pa.Table], outcome: Outcome) -> None:
+    """Compare what search committed for sampled release images with all their comparisons, computed again."""
+    blocks = run.commit("search", "blocks").facts
+    audited, rows_Q, queries_QD = _release_sample(run, units["release"])
+    committed = {name: _committed(run, name, rows_Q) for name in SEARCHED}
+    outcome.release_images = len(rows_Q)
+    differences: list[str] = []
+    for arm in [role for role in units if role != "release"]:
+        gallery = 0
+        for at in range(0, len(rows_Q), GROUP):
+            oracle = Oracle(rows_Q[at : at + GROUP], queries_QD[at : at + GROUP], run.config.search.k, blocks["floor"])
+            gallery = sum(oracle.add(*unit) for unit in _audited(run, units[arm]))
+            for name, expected in (("neighbours", oracle.neighbours(arm)), ("pairs", oracle.pairs(arm))):
+                differences += _unequal(name, arm, oracle.rows_Q, committed[name], expected)
+        outcome.comparisons += len(rows_Q) * gallery
+        said = blocks["comparisons"].get(arm)
+        if said != audited * gallery:
+            differences.append(f"search/blocks, {arm}: {said} comparisons are recorded, {audited * gallery} counted")
+    remedy = f"Delete {run.folder / 'search'} and run `unveil run` again."
+    outcome.differences += [Difference(what, remedy) for what in differences]
+
+
+def _audited(run: Run, units: pa.Table) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float16]]]:
+    """Row numbers (N,) and stored vectors (N, D) of the audited images of each unit, row numbers ascending."""
+    for unit in units.select(["unit", "first_row"]).sort_by("first_row").to_pylist():
+        column = unit_store(run).read(unit["unit"], ["vector"])["vector"].combine_chunks()
+        yield unit["first_row"] + np.flatnonzero(np.asarray(column.is_valid())), vectors.from_arrow(column.drop_null())
+
+
+def _release_sample(run: Run, units: pa.Table) -> tuple[int, NDArray[np.int64], NDArray[np.float16]]:
+    """Number of audited release images, and row numbers (Q,) and stored vectors (Q, D) of the sampled ones."""
+    options = run.config.verify
+    rows_N = np.concatenate([rows for rows, _ in _audited(run, units)])
+    rng = np.random.default_rng([options.seed, 0])
+    rows_Q = np.sort(rng.choice(rows_N, min(options.rows, len(rows_N)), replace=False))
+    queries_QD = np.concatenate([stored[np.isin(rows, rows_Q)] for rows, stored in _audited(run, units)])
+    return len(rows_N), rows_Q, queries_QD
+
+
+def _committed(run: Run, name: str, rows_Q: NDArray[np.int64]) -> pa.Table:
+    """What search committed under `name` for release images, in the order in which it is stored."""
+    blocks = results(run, name, SEARCHED[name])
+    return pa.concat_tables([block.filter(pc.is_in(block["release_row"], pa.array(rows_Q))) for block in blocks])
+
+
+def _unequal(name: str, arm: str, rows_Q: NDArray[np.int64], committed: pa.Table, expected: pa.Table) -> Iterator[str]:
+    """Where the rows of release images in one arm are not the expected ones, which are ordered by release row."""
+    mine = pc.and_(pc.equal(committed["arm"], arm), pc.is_in(committed["release_row"], pa.array(rows_Q)))
+    found = committed.filter(mine).sort_by("release_row")  # stable: the order of an image's rows is kept
+    if found.equals(expected):
+        return
+    for row in rows_Q.tolist():
+        left, right = (table.filter(pc.equal(table["release_row"], row)) for table in (found, expected))
+        place = f"search/{name}: release row {row}, {arm}"
+        if len(left) != len(right):
+            yield f"{place}: {len(left)} rows are committed, {len(right)} recomputed"
+        elif not left.equals(right):
+            rows = zip(left.to_pylist(), right.to_pylist(), strict=True)
+            at, old, new = next((at, old, new) for at, (old, new) in enumerate(rows, 1) if old != new)
+            column = next(column for column in new if old[column] != new[column])
+            yield f"{place}, place {at}: {column} {old[column]!r} is committed, {new[column]!r} recomputed"
