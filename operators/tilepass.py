@@ -18,7 +18,7 @@ TILE = 8192
 """Gallery vectors of one product; its scores (16 MB in bf16) stay in the processor's cache."""
 GROUP = 64
 """Scores that are looked at together; divides CHUNK and TILE."""
-BUDGET = 8_000_000
+BUDGET = 3_000_000
 """Pairs held before they are scored and thinned out, which bounds memory however many tie."""
 SAMPLE = 512
 """Queries from which the first bars of gallery vectors are taken."""

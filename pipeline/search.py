@@ -45,9 +45,9 @@ class SearchConfig:
     """Pairs over the floor that one block against one shard may give; more is an error, never a cut."""
     shard_images: int = 262_144
     """Gallery images of a shard at most, in whole units: about 6 bytes x width each in an actor's memory."""
-    block_images: int = 32_768
+    block_images: int = 16_384
     """Release images of a block at most, in whole units."""
-    in_flight: int = 4
+    in_flight: int = 2
     """Blocks under way at once."""
     shards: Resources = field(default_factory=lambda: Resources(workers=64, cpus=0.5))
     """Actors that hold the gallery. Each holds one shard, or several where there are more shards than actors, and uses
