@@ -14,7 +14,6 @@ import heapq
 import json
 import os
 import platform
-import resource
 import subprocess
 import sys
 import time
@@ -130,16 +129,17 @@ def memory(queries: int) -> None:
     left, right = identities(512, queries, GALLERY // 2)
     search = ShardSearch(shard(np.arange(len(right)), right), "mixed", Wanted(10, 3, None))
     search.tile(np.arange(8), left[:8], 0)
-    before = _now_gib()
+    before = _status_gib("VmRSS")
     for at in range(0, queries, 8_192):
         block = left[at : at + 8_192]
         search.tile(np.arange(at, at + len(block)), block, 0)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20 - before)
+    print(_status_gib("VmHWM") - before)
 
 
-def _now_gib() -> float:
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**30
+def _status_gib(name: str) -> float:
+    """A size from /proc/self/status. (`ru_maxrss` would count the peak of the process that started this one.)"""
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith(name)) / 2**20
 
 
 def main() -> None:
