@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator
 
+from cluster.faults import IncompleteTable
 from operators.formats import FORMATS
 from operators.tables import UNITS
 from pipeline.config import AuditConfig, to_yaml
 from pipeline.embed import unit_store
+from pipeline.search import current_blocks
 from pipeline.stage import Run
 
 
@@ -37,5 +39,15 @@ def _done(run: Run) -> Iterator[str]:
         units = run.table("scan", role, UNITS)
         done = sum(unit_store(run).find(name) is not None for name in units["unit"].to_pylist())
         yield f"{'embedded ' + role:<20} {f'{done} of {units.num_rows}':>16} units of the last scan"
-    searched = run.store.child("search").find("blocks")
-    yield f"{'search':<20} {'committed' if searched else 'not yet':>16}"
+    yield f"{'search':<20} {_search_state(run):>16}"
+
+
+def _search_state(run: Run) -> str:
+    """Whether the committed search still holds for the sets, vectors and options as they are."""
+    made = run.store.child("search").find("blocks")
+    if made is None:
+        return "not yet"
+    try:
+        return "up to date" if current_blocks(run, made) is not None else "out of date"
+    except IncompleteTable:
+        return "out of date"

@@ -18,6 +18,7 @@ import pyarrow as pa
 from cluster.faults import IncompleteTable
 from cluster.pool import bounded
 from cluster.resources import Resources
+from cluster.storage import Commit
 from operators.engines import ENGINES, Wanted
 from operators.tables import CLOSEST, NEIGHBOURS, PAIRS, UNITS, Table
 from pipeline.calibrate import calibrate, set_columns
@@ -205,6 +206,13 @@ def blocks_key(keys: Sequence[str], floor: float) -> str:
     return fingerprint(BLOCKS.contract, list(keys), floor)
 
 
+def current_blocks(run: Run, made: Commit) -> list[str] | None:
+    """The blocks of the committed search `made`, or None if it is of other sets, vectors or options than these."""
+    floor = made.facts["floor"]
+    keys = list(layout(run, floor)[1])
+    return keys if made.key == blocks_key(keys, floor) else None
+
+
 def results(run: Run, name: str, contract: Table) -> Iterator[pa.Table]:
     """The `neighbours`, `closest` or `pairs` tables of the committed search, block by block.
 
@@ -214,9 +222,8 @@ def results(run: Run, name: str, contract: Table) -> Iterator[pa.Table]:
         If the sets or options have changed since that search: its row numbers would name other images.
     """
     made = run.commit("search", "blocks")
-    floor = made.facts["floor"]
-    keys = list(layout(run, floor)[1])
-    if made.key != blocks_key(keys, floor):
+    keys = current_blocks(run, made)
+    if keys is None:
         raise IncompleteTable(f"{run.folder}/search is of other sets or options than these. Run `unveil search` again.")
     for key in keys:
         yield run.table("search", f"{name}-{key}", contract)

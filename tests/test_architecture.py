@@ -72,9 +72,12 @@ def test_only_the_command_line_prints(root: Path) -> None:
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_heavy_libraries_are_not_imported_at_module_level(root: Path, package: str) -> None:
-    heavy = {"torch", "faiss", "ray", "onnxruntime", "onnx", "cv2", "scipy", "matplotlib"}
+    heavy = {"torch", "faiss", "ray", "onnxruntime", "onnx", "cv2", "scipy", "matplotlib", "numba"}
     for path in sorted((root / package).rglob("*.py")):
+        if path.name == "kernels.py":  # compiled code; counted as heavy itself, so it is imported where it is used
+            continue
         for node in ast.parse(path.read_text()).body:
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             assert not {name.split(".")[0] for name in names} & heavy, path
+            assert "operators.kernels" not in names, path

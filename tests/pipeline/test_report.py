@@ -90,3 +90,15 @@ def test_the_command_ends_with_a_summary_and_the_limit_decides_the_exit_code(
         for word in ("images", "faces", "comparisons", "threshold", "training", "control", "anchor", "report"):
             assert re.search(rf"^{word} ", shown, re.MULTILINE), word
         assert ("exceeded" in shown) == (code == 2)
+
+
+def test_plan_tells_a_search_that_holds_from_one_that_does_not(
+    audited: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for override, state in [
+        ("report.pairs=1", "up to date"),
+        ("search.k=7", "out of date"),
+        ("faces.several=reject", "out of date"),
+    ]:
+        assert command.main(["plan", str(audited), override]) == 0
+        assert re.search(rf"^search +{state}$", capsys.readouterr().out, re.MULTILINE), override
