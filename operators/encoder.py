@@ -8,9 +8,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from operators import vectors
-from operators.backbones import BackboneConfig, OnnxBackbone
+from operators.backbones import BackboneConfig, open_backbone
 from operators.faces import crops
-from operators.tables import FACES, embedded_unit, embeddings, nest, unnest
+from operators.records import FACES, embedded_unit, embeddings, nest, unnest
 
 T = TypeVar("T", bound=np.generic)
 
@@ -21,7 +21,8 @@ class Encoder:
     """Embeds the faces of a unit: one row of `FACES` in, one row of `embedded_unit(width)` out."""
 
     def __init__(self, config: BackboneConfig) -> None:
-        self.backbone = OnnxBackbone(config)
+        self.alignment = config.alignment
+        self.backbone = open_backbone(config)
         self.contract = embeddings(config.width)
         self.unit_contract = embedded_unit(config.width)
 
@@ -32,9 +33,15 @@ class Encoder:
         return nest(self.embed(faces), self.unit_contract, "images", unit=name, device=device)
 
     def embed(self, faces: pa.Table) -> pa.Table:
-        """Rows of the embeddings contract, one per row of FACE, in the same order."""
+        """Rows of the embeddings contract, one per row of FACE, in the same order; equal images are embedded once."""
         ready = np.asarray(pc.equal(faces["status"], "ok"))
-        made_ND, norms, usable = vectors.normalise(self.backbone(crops(faces)))
+        ok = faces.filter(pa.array(ready))
+        _, first, copy_of = np.unique(
+            ok["digest"].to_numpy(zero_copy_only=False), return_index=True, return_inverse=True
+        )
+        order = np.argsort(first)  # in the order in which they come
+        raw = self.backbone(crops(ok.take(pa.array(first[order])), self.alignment))[np.argsort(order)[copy_of]]
+        made_ND, norms, usable = vectors.normalise(raw)
         stored_ND = _spread(made_ND, ready)
         good = _spread(usable, ready)
         status = pc.if_else(pa.array(ready & ~good), "bad_embedding", faces["status"])

@@ -45,6 +45,10 @@ class Proposals(NamedTuple):
 class Engine(Protocol):
     """The small interface of all engines."""
 
+    about: dict[str, Any]
+    """What the manifest says: engine, device, dtype, residual (largest measured rounding residual of a gallery vector),
+    accumulation (bound on the error of the sums), margin (largest error of a score, measured from both) and reason."""
+
     def propose(self, queries_QD: NDArray[np.float16], wanted: Wanted) -> Proposals:
         """Pairs that include for certain what is `wanted`."""
         ...
@@ -67,6 +71,15 @@ class FlatEngine:
     def __init__(self, gallery_GD: NDArray[np.float16]) -> None:
         self.gallery_GD = np.ascontiguousarray(gallery_GD, np.float32)
         self.margin = margin(gallery_GD.shape[1])
+        self.about: dict[str, Any] = {
+            "engine": "faiss",
+            "device": "cpu",
+            "dtype": "float32",
+            "residual": 0.0,
+            "accumulation": self.margin,
+            "margin": self.margin,
+            "reason": "given",
+        }
 
     def propose(self, queries_QD: NDArray[np.float16], wanted: Wanted) -> Proposals:
         """See `Engine`; the second direction is a second search, with the roles exchanged."""
@@ -121,20 +134,26 @@ def _index(vectors_GD: NDArray[np.float32]) -> Any:
 
 
 def _mixed(gallery_GD: NDArray[np.float16]) -> Engine:
+    from operators.cuda import DeviceEngine, usable_device
     from operators.mixed import MixedEngine
 
-    return MixedEngine(gallery_GD)
+    device = usable_device() if _process["gpu"] else None
+    return MixedEngine(gallery_GD) if device is None else DeviceEngine(gallery_GD, device)
 
 
 ENGINES: Mapping[str, Callable[[NDArray[np.float16]], Engine]] = {"faiss": FlatEngine, "mixed": _mixed}
 
 
-def use_threads(count: int) -> None:
-    """Let all engines of this process use `count` threads; results do not depend on it."""
+_process = {"gpu": False}
+
+
+def use_threads(count: int, *, gpu: bool = False) -> None:
+    """Let all engines of this process use `count` threads, and a CUDA device if `gpu`; results do not depend on it."""
     import faiss
     import numba
     import torch
 
+    _process["gpu"] = gpu
     faiss.omp_set_num_threads(count)
     torch.set_num_threads(count)
     numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))
@@ -151,8 +170,7 @@ def open_engine(name: str, gallery_GD: NDArray[np.float16], wanted: Wanted) -> E
     if name != "auto":
         return ENGINES[name](gallery_GD)
     if len(gallery_GD) < SMALL:
-        log.info("engine faiss: %d vectors are too few for a trial", len(gallery_GD))
-        return FlatEngine(gallery_GD)
+        return _chosen("faiss", gallery_GD, f"{len(gallery_GD)} vectors are too few for a trial")
     sample = gallery_GD[:TRIAL_GALLERY]
     seconds = {}
     for candidate, build in ENGINES.items():
@@ -161,7 +179,26 @@ def open_engine(name: str, gallery_GD: NDArray[np.float16], wanted: Wanted) -> E
         start = time.perf_counter()
         engine.propose(sample[:TRIAL_QUERIES], wanted)
         seconds[candidate] = time.perf_counter() - start
-    chosen = min(seconds, key=lambda one: seconds[one])
     trial = ", ".join(f"{one} {took:.3f} s" for one, took in seconds.items())
-    log.info("engine %s: fastest of %s for %d x %d", chosen, trial, min(TRIAL_QUERIES, len(sample)), len(sample))
-    return ENGINES[chosen](gallery_GD)
+    reason = f"fastest of {trial} for {min(TRIAL_QUERIES, len(sample))} x {len(sample)}"
+    return _chosen(min(seconds, key=lambda one: seconds[one]), gallery_GD, reason)
+
+
+def _chosen(name: str, gallery_GD: NDArray[np.float16], reason: str) -> Engine:
+    engine = ENGINES[name](gallery_GD)
+    given = engine.about["reason"]
+    engine.about["reason"] = reason if given == "given" else f"{reason}; {given}"
+    log.info("engine %s: %s", name, engine.about["reason"])
+    return engine
+
+
+NO_ENGINE: Mapping[str, Any] = {
+    "engine": "none",
+    "device": "none",
+    "dtype": "none",
+    "residual": 0.0,
+    "accumulation": 0.0,
+    "margin": 0.0,
+    "reason": "the shard is empty",
+}
+"""What an empty shard is searched with."""

@@ -24,10 +24,15 @@ class ImageLimits:
 
     max_bytes: int = 20_000_000
     max_pixels: int = 50_000_000
+    seconds: float = 30.0
+    """From reading its bytes to its aligned face, where images are isolated (`faces.isolate`)."""
+    memory_mb: int = 2048
+    """MiB that its decoding and alignment may take, where images are isolated."""
 
     def __post_init__(self) -> None:
-        if self.max_bytes < 1 or self.max_pixels < 1:
-            raise ValueError(f"max_bytes and max_pixels must be positive. Got {self.max_bytes} and {self.max_pixels}.")
+        for name in ("max_bytes", "max_pixels", "seconds", "memory_mb"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive. Got {getattr(self, name)}.")
 
 
 class ImageFault(Exception):

@@ -1,19 +1,20 @@
 """The mixed-precision engine: a low-precision matrix product filters, with a margin that loses nothing.
 
-Tile by tile, the product is compared with a bar for every query and one for every gallery vector, and only what passes
-is looked at. Three things make that cheap: maxima over groups of 64 decide whether a group is looked at; non-negative
-floating-point numbers order as the integers with the same bits, and integer maxima are several times faster; and the
-bars are good from the first tile on. A query's bar is guessed from a sample of the gallery; whoever ends with fewer
-exact scores over its bar than it needs is searched again with a bar that cannot be too high. A gallery vector's bar is
-the running `columns`-th best, which cannot be too high either.
+Tile by tile, the product is compared with a bar for every query and one for every gallery vector, and what passes is
+scored exactly on the spot. Three things make that cheap: non-negative floating-point numbers order as the integers with
+the same bits, and wide registers compare many integers at once; a query's bar is guessed from a sample of the gallery,
+and whoever ends with fewer exact scores over its bar than it needs is searched again with a bar that cannot be too
+high; a gallery vector's bar is its `columns`-th best exact score so far, and queries come in a random order, so that
+these bars rise fast whatever the release's order.
 
 Bound: with E the length of a vector's rounding residual, |s - <x,y>| <= E_x|y| + E_y|x| + E_xE_y (Cauchy-Schwarz)
-+ (d + d/4) 2^-23 |x||y| (accumulation, counting every addend of multi-operand adders; Fasi et al., PeerJ CS 2021)
-+ 2^-9 |s| for rounding the result to bf16. E is measured for every vector.
++ (d + d/4) 2^-23 |x||y| (accumulation, counting every addend of multi-operand adders; Fasi et al., PeerJ CS 2021).
+E is measured for every vector. Rounding the sum to bf16 moves it by 2^-8 |s| at most, but costs no margin: a sum that
+reaches a bar still reaches the bar rounded down to bf16 once it is rounded itself, because rounding keeps the order.
 """
 
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +39,12 @@ class Operand(NamedTuple):
     residual_N: NDArray[np.float64]
     """Length of what rounding to the low type took away, per vector."""
 
+    def take(self, index: NDArray[np.int64]) -> "Operand":
+        """The vectors at `index`."""
+        import torch
+
+        return Operand(self.exact_ND[index], self.low_ND[torch.from_numpy(index)], self.residual_N[index])
+
 
 def operand(vectors_ND: NDArray[np.float16], dtype: "torch.dtype") -> Operand:
     """Round vectors to `dtype` and measure what is lost."""
@@ -53,8 +60,22 @@ def operand(vectors_ND: NDArray[np.float16], dtype: "torch.dtype") -> Operand:
     return Operand(exact, low, residual)
 
 
-def fastest_dtype(width: int) -> "torch.dtype":
-    """bf16 where this processor multiplies it faster than fp32, else fp32."""
+def exact_products() -> None:
+    """Switch off every setting of torch that may sum or multiply in less than fp32: the bound does not cover it."""
+    import torch
+
+    torch.set_float32_matmul_precision("highest")
+    products = torch.backends.cuda.matmul
+    products.allow_fp16_reduced_precision_reduction = False
+    products.allow_bf16_reduced_precision_reduction = False
+    if hasattr(products, "allow_fp16_accumulation"):
+        products.allow_fp16_accumulation = False
+    if hasattr(torch.backends.mkldnn, "matmul"):
+        torch.backends.mkldnn.matmul.fp32_precision = "ieee"
+
+
+def seconds_by_dtype(width: int) -> "dict[torch.dtype, float]":
+    """Seconds of a product in bf16 and in fp32 on this processor."""
     import torch
 
     seconds = {}
@@ -64,7 +85,7 @@ def fastest_dtype(width: int) -> "torch.dtype":
         start = time.perf_counter()
         torch.mm(left, right.T)
         seconds[dtype] = time.perf_counter() - start
-    return min(seconds, key=lambda dtype: seconds[dtype])
+    return seconds
 
 
 class MixedEngine:
@@ -73,15 +94,34 @@ class MixedEngine:
     def __init__(self, gallery_GD: NDArray[np.float16], dtype: "torch.dtype | None" = None) -> None:
         import torch
 
-        self.dtype = dtype if dtype is not None else fastest_dtype(gallery_GD.shape[1])
-        self.gallery = operand(gallery_GD, self.dtype)
-        self.bits = torch.int16 if self.dtype == torch.bfloat16 else torch.int32
-        self.rounding = 2.0**-9 * LONGEST**2 if self.dtype == torch.bfloat16 else 0.0
+        exact_products()
+        reason = "given"
+        if dtype is None:
+            seconds = seconds_by_dtype(gallery_GD.shape[1])
+            dtype = min(seconds, key=lambda one: seconds[one])
+            reason = ", ".join(f"{_name(one)} {took:.2e} s" for one, took in seconds.items())
+        self.dtype = dtype
+        self.gallery = operand(gallery_GD, dtype)
+        self.bits = torch.int16 if dtype == torch.bfloat16 else torch.int32
+        self.rounding = 2.0**-8 if dtype == torch.bfloat16 else 0.0
+        width = gallery_GD.shape[1]
+        self.accumulation = (width + -(-width // 4)) * 2.0**-23 * (LONGEST + 2.0**-8) ** 2
+        residual = float(self.gallery.residual_N.max(initial=0.0))
+        self.about: dict[str, Any] = {
+            "engine": "mixed",
+            "device": "cpu",
+            "dtype": _name(dtype),
+            "residual": residual,
+            "accumulation": self.accumulation,
+            "margin": 2 * residual * LONGEST + residual**2 + self.accumulation + self.rounding * LONGEST**2,
+            "reason": reason,
+        }
 
     def propose(self, queries_QD: NDArray[np.float16], wanted: Wanted) -> Proposals:
         """See `Engine`."""
         if not len(queries_QD) or not len(self.gallery.exact_ND):
             return Proposals(np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(0))
+        exact_products()
         queries = operand(queries_QD, self.dtype)
         guessed = self._row_bars(queries, wanted, guess=True)
         found = TilePass(self, queries, wanted, guessed).run()
@@ -89,20 +129,21 @@ class MixedEngine:
         over = np.bincount(found.query[found.cosine >= guessed[found.query]], minlength=len(queries_QD))
         short = np.flatnonzero(over < need)
         if len(short):
-            part = Operand(queries.exact_ND[short], queries.low_ND[short], queries.residual_N[short])
+            part = queries.take(short)
             certain = self._row_bars(part, wanted, guess=False)
             again = TilePass(self, part, wanted._replace(columns=0), certain).run()
             found = found.joined(again, short)
         return Proposals(*found)
 
     def errors(self, queries: Operand) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Largest error of a score, per query (Q,) and per gallery vector (G,)."""
-        width = self.gallery.exact_ND.shape[1]
-        fixed = (width + -(-width // 4)) * 2.0**-23 * (LONGEST + 2.0**-8) ** 2 + self.rounding
+        """Largest error of a score before it is rounded to the low type, per query (Q,) and per gallery vector (G,).
+
+        Rounding adds at most `rounding` times the score.
+        """
         left, right = queries.residual_N, self.gallery.residual_N
         worst_left, worst_right = left.max(initial=0.0), right.max(initial=0.0)
-        rows = left * LONGEST + worst_right * LONGEST + left * worst_right + fixed
-        return rows, right * LONGEST + worst_left * LONGEST + right * worst_left + fixed
+        rows = left * LONGEST + worst_right * LONGEST + left * worst_right + self.accumulation
+        return rows, right * LONGEST + worst_left * LONGEST + right * worst_left + self.accumulation
 
     def _row_bars(self, queries: Operand, wanted: Wanted, *, guess: bool) -> NDArray[np.float64]:
         """Exact cosines that at least k gallery vectors reach: by a guess, or for certain; at most the floor."""
@@ -119,15 +160,21 @@ class MixedEngine:
             errors = self.errors(queries)[0]
             for at in range(0, len(bars), CHUNK):
                 rows = slice(at, at + CHUNK)
-                top = torch.mm(queries.low_ND[rows], sample.T).float().topk(rank, dim=1).values[:, -1]
-                bars[rows] = top.double().numpy() - (0 if guess else errors[rows])
+                top = torch.mm(queries.low_ND[rows], sample.T).float().topk(rank, dim=1).values[:, -1].double().numpy()
+                bars[rows] = top - (0 if guess else self.rounding * np.abs(top) + errors[rows])
         return bars if wanted.floor is None else np.minimum(bars, wanted.floor)
 
-    def as_bits(self, bars_N: NDArray[np.float64]) -> "torch.Tensor":
-        """Integers that the bits of a score reach if the score reaches the bar; the lowest for a bar of 0 or less."""
-        import torch
+    def as_bits(self, bars_N: NDArray[np.float64]) -> NDArray[Any]:
+        """Integers that the bits of a score reach if the score, before it is rounded to the low type, reaches the bar.
 
+        The lowest for a bar of 0 or less, or so close to 0 that a processor may take it for 0.
+        """
+        kind = np.int16 if self.rounding else np.int32
         low = np.nextafter(bars_N.astype(np.float32), np.float32(-2))
         bits = low.view(np.int32)
-        bits = np.where(low > 0, bits >> 16 if self.bits == torch.int16 else bits, np.iinfo(np.int32).min)
-        return torch.from_numpy(bits.clip(torch.iinfo(self.bits).min)).to(self.bits)
+        bits = np.where(low >= np.finfo(np.float32).tiny, bits >> 16 if self.rounding else bits, np.iinfo(kind).min)
+        return bits.astype(kind)
+
+
+def _name(dtype: "torch.dtype") -> str:
+    return str(dtype).removeprefix("torch.")

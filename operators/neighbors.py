@@ -128,7 +128,15 @@ def ordered(scored: Scored) -> Scored:
 
 def best(scored: Scored, k: int) -> Scored:
     """The `k` best pairs of every release row, sorted by release row, then cosine descending, then gallery row."""
-    unique = _once(scored.take(np.lexsort((scored.gallery, -scored.cosine, scored.release))))
+    if not len(scored.release):
+        return scored
+    from operators.kernels import sort_lists
+
+    place = np.argsort(scored.release, kind="stable")
+    sorted_release = scored.release[place]
+    starts = np.flatnonzero(np.concatenate([[True], sorted_release[1:] != sorted_release[:-1], [True]]))
+    sort_lists(starts, scored.cosine, scored.gallery, place)
+    unique = _once(scored.take(place))
     return unique.take(np.flatnonzero(ranks(unique.release) <= k))
 
 

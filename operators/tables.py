@@ -3,9 +3,9 @@
 Suffixes of array names, here and in all operators: N rows of one set, Q queries (release images), G gallery images,
 D components of an embedding, H and W pixels, C channels, K neighbours kept. `vectors_ND` has shape (N, D).
 
-A row of `UNITS` and of `FACES` is a whole unit, so that a unit crosses Ray Data as one row and can never be split or
-mixed with another; its images are a nested list that `unnest` and `nest` open and close. All other tables have one
-row per image, pair or person.
+A row of `UNITS` and of the tables in `operators/records.py` is a whole unit, so that a unit crosses Ray Data as one row
+and can never be split or mixed with another; its images are a nested list. All other tables have one row per image,
+pair or person.
 """
 
 from dataclasses import dataclass
@@ -18,9 +18,6 @@ from operators.errors import SchemaMismatch
 FACE_PIXELS = 112
 """Side of an aligned face in pixels (ArcFace convention)."""
 
-FACE_BYTES = FACE_PIXELS * FACE_PIXELS * 3
-"""Bytes of an aligned RGB face."""
-
 STATUSES = (
     "ok",
     "unreadable",  # the file could not be opened
@@ -30,7 +27,10 @@ STATUSES = (
     "too_large",  # over the limit of bytes or pixels
     "not_aligned",  # `aligned` mode was declared, and the image is not a 112 x 112 face
     "no_face",
+    "too_small",  # a face, but smaller than `faces.min_face`
     "several_faces",  # more than one face, and the policy is to reject
+    "timed_out",  # reading, decoding and detection took longer than they may
+    "crashed",  # they ended the process that they ran in
     "bad_embedding",  # the model's output is not finite, or zero
 )
 """Outcomes of one image. All but `ok` mean that the image was not audited; the row's `error` says why."""
@@ -93,65 +93,6 @@ UNITS = Table(
     ),
 )
 
-FACE = pa.struct(
-    [
-        pa.field("key", pa.string()),
-        pa.field("identity", pa.string()),
-        pa.field("digest", pa.string()),
-        pa.field("status", pa.string()),
-        pa.field("error", pa.string()),
-        pa.field("faces_found", pa.int32()),
-        pa.field("detector_score", pa.float32()),  # null in `aligned` mode
-        pa.field("box", pa.list_(pa.float32(), 4)),  # x, y, width, height in pixels of the upright image
-        pa.field("crop", pa.binary(FACE_BYTES)),  # aligned RGB face, row-major uint8; null unless status is ok
-    ]
-)
-
-FACES = Table(
-    name="faces",
-    version=1,
-    schema=pa.schema([pa.field("unit", pa.string()), pa.field("faces", pa.list_(FACE))]),
-)
-
-
-def embeddings(width: int) -> Table:
-    """The contract of embeddings with `width` components: one row per image, failed images included."""
-    return Table(
-        name="embeddings",
-        version=1,
-        schema=pa.schema(
-            [
-                pa.field("key", pa.string()),
-                pa.field("identity", pa.string()),
-                pa.field("digest", pa.string()),
-                pa.field("status", pa.string()),
-                pa.field("error", pa.string()),
-                pa.field("faces_found", pa.int32()),
-                pa.field("detector_score", pa.float32()),
-                pa.field("box", pa.list_(pa.float32(), 4)),
-                pa.field("norm", pa.float32()),  # length of the vector before normalisation: a quality proxy
-                pa.field("vector", pa.list_(pa.float16(), width)),  # unit length, rounded to fp16; null unless ok
-            ]
-        ),
-    )
-
-
-def embedded_unit(width: int) -> Table:
-    """The contract of one embedded unit: the rows of `embeddings(width)` as a nested list."""
-    rows = pa.list_(pa.struct(list(embeddings(width).schema)))
-    return Table(
-        name="embedded_unit",
-        version=1,
-        schema=pa.schema(
-            [
-                pa.field("unit", pa.string()),
-                pa.field("device", pa.string()),  # what the embedder ran on
-                pa.field("images", rows),
-            ]
-        ),
-    )
-
-
 NEIGHBOURS = Table(
     name="neighbours",
     version=1,
@@ -168,13 +109,13 @@ NEIGHBOURS = Table(
 
 CLOSEST = Table(
     name="closest",
-    version=1,
+    version=2,
     schema=pa.schema(
         [
             pa.field("arm", pa.string()),
             pa.field("gallery_row", pa.int64()),
             pa.field("release_row", pa.int64()),
-            pa.field("rank", pa.int32()),  # 1 is the best release image of its block for this gallery image
+            pa.field("rank", pa.int32()),  # 1 is the best release image of all for this gallery image
             pa.field("cosine", pa.float64()),
         ]
     ),
@@ -184,11 +125,47 @@ PAIRS = Table(
     name="pairs",
     version=1,
     schema=pa.schema(
+        {"release_row": pa.int64(), "arm": pa.string(), "gallery_row": pa.int64(), "cosine": pa.float64()}
+    ),
+)
+
+WITHIN_NEIGHBOURS = Table(
+    name="within_neighbours",
+    version=1,
+    schema=pa.schema(
+        {"set": pa.string(), "row": pa.int64(), "other_row": pa.int64(), "rank": pa.int32(), "cosine": pa.float64()}
+    ),
+)
+
+WITHIN_PAIRS = Table(  # `other_row` is above `row`, so that a pair is there once
+    name="within_pairs",
+    version=1,
+    schema=pa.schema({"set": pa.string(), "row": pa.int64(), "other_row": pa.int64(), "cosine": pa.float64()}),
+)
+
+TILES = Table(
+    name="tiles",
+    version=1,
+    schema=pa.schema(
         [
-            pa.field("release_row", pa.int64()),
-            pa.field("arm", pa.string()),
-            pa.field("gallery_row", pa.int64()),
+            pa.field("part", pa.int8()),  # 0: best of a query, 1: best of a gallery image, 2: over the floor
+            pa.field("query", pa.int32()),  # place of the image in its block of queries, failed images counted
+            pa.field("gallery", pa.int32()),  # place in the shard
             pa.field("cosine", pa.float64()),
+        ]
+    ),
+)
+
+SCORES = Table(
+    name="scores",
+    version=1,
+    schema=pa.schema(
+        [
+            pa.field("arm", pa.string()),
+            pa.field("cosine", pa.float64()),
+            pa.field("pairs", pa.int64()),  # with this cosine or more, exactly
+            pa.field("comparisons", pa.int64()),  # of which
+            pa.field("basis", pa.string()),  # `all` comparisons of the arm, or a random `sample` of them
         ]
     ),
 )
@@ -235,35 +212,5 @@ FINDINGS = Table(
 REJECTS = Table(
     name="rejects",
     version=1,
-    schema=pa.schema(
-        [
-            pa.field("set", pa.string()),
-            pa.field("key", pa.string()),
-            pa.field("digest", pa.string()),
-            pa.field("status", pa.string()),
-            pa.field("error", pa.string()),
-        ]
-    ),
+    schema=pa.schema({name: pa.string() for name in ("set", "key", "digest", "status", "error")}),
 )
-
-
-def unnest(table: pa.Table, column: str) -> pa.Table:
-    """The images of a one-row unit table as one row each.
-
-    Raises
-    ------
-    SchemaMismatch
-        If `table` has not exactly one row.
-    """
-    if table.num_rows != 1:
-        raise SchemaMismatch(f"a unit is one row; found {table.num_rows}. Pass units one at a time (batch_size=1).")
-    return pa.Table.from_struct_array(table[column].combine_chunks().flatten())
-
-
-def nest(images: pa.Table, contract: Table, column: str, **values: Any) -> pa.Table:
-    """One row of `contract` whose `column` holds the rows of `images` and whose other columns are `values`."""
-    struct = contract.schema.field(column).type.value_type
-    rows = pa.StructArray.from_arrays([images[f.name].combine_chunks() for f in struct], fields=list(struct))
-    nested = pa.ListArray.from_arrays(pa.array([0, len(rows)], pa.int32()), rows)
-    columns = [nested if f.name == column else pa.array([values[f.name]], f.type) for f in contract.schema]
-    return contract.check(pa.Table.from_arrays(columns, schema=contract.schema))

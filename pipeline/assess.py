@@ -50,13 +50,13 @@ class AssessConfig:
 def assess(run: Run) -> None:
     """Commit candidates, findings and rejects, and write `summary.json`."""
     with run.timed("assess") as facts:
-        comparisons: dict[str, int] = run.commit("search", "blocks").facts["comparisons"]
+        comparisons: dict[str, int] = run.commit("search", "coverage").facts["comparisons"]
         sets = {role: set_columns(run, role) for role in run.config.sets.given()}
         found, about = calibrate(run, sets["training"])
         _refuse_below_floor(run, found)
-        over = [block.filter(pc.greater_equal(block["cosine"], found.cosine)) for block in results(run, "pairs", PAIRS)]
+        over = [block.filter(pc.greater_equal(block["cosine"], found.cosine)) for block in results(run, PAIRS)]
         pairs = pa.concat_tables([PAIRS.schema.empty_table(), *over])
-        best = highest(results(run, "neighbours", NEIGHBOURS))
+        best = highest(results(run, NEIGHBOURS))
         key = assess_key(run, found.cosine)
         listed = {arm: leakage.candidates(pairs, arm, found.cosine, sets["release"], sets[arm]) for arm in comparisons}
         persons = leakage.findings(listed["training"])
@@ -74,12 +74,12 @@ def assess(run: Run) -> None:
 
 def assess_key(run: Run, threshold: float) -> str:
     """Digest of what assess worked on."""
-    return fingerprint(CANDIDATES.contract, run.commit("search", "blocks").key, threshold)
+    return fingerprint(CANDIDATES.contract, run.commit("search", "coverage").key, threshold)
 
 
 def _refuse_below_floor(run: Run, found: Threshold) -> None:
     """ConfigError if the search did not keep all pairs from this threshold up."""
-    floor: float = run.commit("search", "blocks").facts["floor"]
+    floor: float = run.commit("search", "coverage").facts["floor"]
     if found.cosine < floor:
         raise ConfigError(
             f"the threshold is cosine {found.cosine:.4f}, and the search kept pairs from {floor} up only. Run search "

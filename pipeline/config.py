@@ -22,6 +22,7 @@ from operators.faces import FaceConfig
 from operators.formats import SetConfig
 from pipeline.assess import AssessConfig
 from pipeline.embed import EmbedConfig
+from pipeline.models import model, require_pin
 from pipeline.report import ReportConfig
 from pipeline.scan import ScanConfig
 from pipeline.search import SearchConfig
@@ -78,6 +79,9 @@ class AuditConfig:
     store: str = ""
     """Where embeddings are kept, by content. Audits that share it embed no image twice. Empty: inside `out`."""
     faces: FaceConfig = field(default_factory=FaceConfig)
+    embedders: list[str] = field(default_factory=list)
+    """Models by name (`configs/models`) or by the path of such a file. The first is the audit's, whose options
+    `embedder` may change; the others embed all sets too, for a second opinion. Empty: the default model alone."""
     embedder: BackboneConfig = field(default_factory=BackboneConfig)
     scan: ScanConfig = field(default_factory=ScanConfig)
     embed: EmbedConfig = field(default_factory=EmbedConfig)
@@ -91,6 +95,13 @@ class AuditConfig:
         for role, one in self.sets.given().items():
             if Path(self.out).resolve().is_relative_to(Path(one.uri).resolve()):
                 raise ValueError(f"out lies inside the {role} set ({one.uri}). Put the run folder elsewhere.")
+        names = [one.name for one in self.models()]
+        if len(set(names)) < len(names):
+            raise ValueError(f"embedders names a model twice: {', '.join(names)}.")
+
+    def models(self) -> list[BackboneConfig]:
+        """All embedders of this audit, the one that it searches with first."""
+        return [self.embedder, *(_card(name) for name in self.embedders[1:])]
 
 
 def load(path: str, overrides: Sequence[str] = ()) -> AuditConfig:
@@ -101,16 +112,34 @@ def load(path: str, overrides: Sequence[str] = ()) -> AuditConfig:
     ConfigError
         If the file cannot be read, a key is unknown, or a value is not allowed; names the key and the remedy.
     """
-    merged = OmegaConf.structured(AuditConfig)
-    for source, given in [(path, _file(path)), *((text, _override(text)) for text in overrides)]:
+    sources = [(path, _file(path)), *((text, _override(text)) for text in overrides)]
+    merged = _merged(OmegaConf.structured(AuditConfig), sources)
+    if merged.embedders:  # the first model stands below what the file and the overrides say of it
+        base = OmegaConf.merge(OmegaConf.structured(AuditConfig), {"embedder": model(merged.embedders[0])})
+        merged = _merged(base, sources)
+    config: AuditConfig = _build(merged)
+    for one in config.models():
+        require_pin(one)
+    return config
+
+
+def _card(name: str) -> BackboneConfig:
+    """The model called `name`, or in the file of that name."""
+    found: BackboneConfig = _build(OmegaConf.merge(OmegaConf.structured(BackboneConfig), model(name)), name)
+    return found
+
+
+def _merged(base: Any, sources: Sequence[tuple[str, DictConfig]]) -> Any:
+    """All sources over `base`, the last one strongest; ConfigError names source and key."""
+    merged = base
+    for source, given in sources:
         try:
             merged = OmegaConf.merge(merged, given)
         except ConfigKeyError as error:
             raise ConfigError(f"{source}: {_unknown(error, given)}") from error
         except OmegaConfBaseException as error:
             raise ConfigError(f"{source}: {_short(error)}") from error
-    config: AuditConfig = _build(merged)
-    return config
+    return merged
 
 
 def _file(path: str) -> DictConfig:

@@ -3,23 +3,31 @@
 import importlib.metadata
 import os
 import platform
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import numpy as np
 
-from operators.backbones import OnnxBackbone
-from operators.detectors import YuNet
+from cluster.faults import ClusterError
+from operators.alignment import alignment
+from operators.backbones import BackboneConfig, open_backbone
 from operators.errors import AuditError, ModelError
-from operators.tables import FACE_PIXELS
+from operators.faces import open_detector
+from operators.selftest import drawn_face, self_test_vector
 from pipeline.config import AuditConfig
 from pipeline.ledger import versions
+from pipeline.models import obtained
 
 EXCLUSIVE = {
     "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
     "faiss": ("faiss-cpu", "faiss-gpu", "faiss-gpu-cu12"),
 }
 """Libraries that come in builds of which exactly one may be installed: two overwrite each other's files."""
+
+
+TRIAL_SECONDS = 1.0
+"""How long a model's speed is tried."""
 
 
 def doctor(config: AuditConfig) -> tuple[str, bool]:
@@ -29,7 +37,7 @@ def doctor(config: AuditConfig) -> tuple[str, bool]:
     checks: list[tuple[str, Callable[[], str]]] = [
         *((f"one build of {library}", _one_build(library)) for library in EXCLUSIVE),
         ("detector", lambda: _detector(config)),
-        ("embedder", lambda: _embedder(config)),
+        *((f"embedder {model.name}", _embedder(model)) for model in config.models()),
     ]
     results = list(_outcomes(checks))
     return "\n".join([*lines, "", *(line for line, _ in results)]), all(good for _, good in results)
@@ -39,7 +47,7 @@ def _outcomes(checks: list[tuple[str, Callable[[], str]]]) -> Iterator[tuple[str
     for name, check in checks:
         try:
             yield f"ok      {name}: {check()}", True
-        except AuditError as error:
+        except (AuditError, ClusterError) as error:
             yield f"FAILED  {name}: {error}", False
 
 
@@ -76,13 +84,35 @@ def _detector(config: AuditConfig) -> str:
     if config.faces.mode == "aligned":
         return "not needed, the sets are aligned"
     faces = config.faces
-    YuNet(faces.detector, faces.detector_sha256, min_score=faces.min_score, longest_side=faces.longest_side)
+    open_detector(faces)
     return f"{faces.detector} opens, SHA-256 {faces.detector_sha256[:16]}..."
 
 
-def _embedder(config: AuditConfig) -> str:
-    backbone = OnnxBackbone(replace(config.embedder, batch=1))
-    grey = np.full((1, FACE_PIXELS, FACE_PIXELS, 3), 127, np.uint8)
-    if not np.isfinite(backbone(grey)).all():
-        raise ModelError(f"{config.embedder.path}: the embedding of a grey picture is not finite. Use another model.")
-    return f"{config.embedder.name} runs on {backbone.device}, width {config.embedder.width}"
+def _embedder(model: BackboneConfig) -> Callable[[], str]:
+    return lambda: try_embedder(obtained(model))
+
+
+def try_embedder(model: BackboneConfig) -> str:
+    """What a model runs on, how fast one worker of it is here, and its self-test.
+
+    Raises
+    ------
+    ModelError
+        If it cannot be opened, or fails its self-test, or gives no finite vector.
+    """
+    backbone = open_backbone(model)
+    plain = backbone if not model.flip else open_backbone(replace(model, flip=False))
+    vector = self_test_vector(plain)
+    faces = np.stack([drawn_face(alignment(model.alignment).pixels)] * model.batch)
+    backbone(faces)
+    start, done = time.perf_counter(), 0
+    while done < model.batch or time.perf_counter() - start < TRIAL_SECONDS:
+        backbone(faces)
+        done += len(faces)
+    rate = done / (time.perf_counter() - start)
+    tested = "passes its self-test" if model.self_test else "has no self_test; on the drawn face it gives"
+    shown = ", ".join(f"{value:.6f}" for value in vector)
+    return (
+        f"runs on {backbone.device} ({getattr(backbone, 'reason', '') or 'the only choice'}), {rate:,.0f} faces/s in "
+        f"batches of {model.batch}, width {model.width}; {tested} [{shown}]"
+    )

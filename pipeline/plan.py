@@ -1,20 +1,27 @@
 """plan: what an audit would do, without doing it."""
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
 
 from cluster.faults import IncompleteTable
+from operators import forecast
+from operators.engines import Wanted
 from operators.formats import FORMATS
 from operators.tables import UNITS
 from pipeline.config import AuditConfig, to_yaml
 from pipeline.embed import unit_store
-from pipeline.search import current_blocks
+from pipeline.search import current
 from pipeline.stage import Run
+
+START_SECONDS = 8
+"""For a Ray session with its first workers, which load their libraries; 5 to 10 s on two cores."""
 
 
 def plan(config: AuditConfig) -> str:
-    """The resolved configuration, the size of every set, the number of comparisons, and what is already done.
+    """The resolved configuration, the size of every set, what the search takes, and what is already done.
 
-    Sets are listed by name and size; no image is opened, and nothing is written or computed.
+    Sets are listed by name and size; no image is opened, and nothing is written. A trial of the search of about two
+    seconds, on random vectors, stands behind the forecast of its time.
     """
     counts: dict[str, int] = {}
     lines = [to_yaml(config), "# What would run"]
@@ -26,7 +33,49 @@ def plan(config: AuditConfig) -> str:
     for role, count in counts.items():
         if role != "release":
             lines.append(f"{'release x ' + role:<20} {counts['release'] * count:>16,} comparisons")
-    return "\n".join([*lines, *_done(Run(config))])
+    for role in dict.fromkeys(config.search.within):
+        if role in counts:
+            lines.append(f"{role + ' x itself':<20} {counts[role] ** 2:>16,} comparisons")
+    return "\n".join([*lines, *_forecast(config, counts), *_done(Run(config))])
+
+
+def _forecast(config: AuditConfig, counts: Mapping[str, int]) -> Iterator[str]:
+    """Memory, disk and time of the whole search, if nothing of it is there yet."""
+    options, width = config.search, config.embedder.width
+    floor = 0.999 if options.floor is None else options.floor  # random vectors do not reach a calibrated floor either
+    wanted = Wanted(options.k, options.columns, floor)
+    arms = [role for role in counts if role != "release"]
+    jobs = [("release", arms), *((role, [role]) for role in dict.fromkeys(options.within) if role in counts)]
+    tiles, shards = [], []
+    for queries, gallery in jobs:
+        own = [size for role in gallery for size in _pieces(counts[role], options.shard_images)]
+        shards += own
+        tiles += [(q, g) for q in _pieces(counts[queries], options.block_images) for g in own]
+    if not tiles:
+        return
+    speed = forecast.measure(width, options.engine, wanted)
+    cores = config.ray.cpus or len(os.sched_getaffinity(0))
+    share = options.shards
+    actors = min(share.workers, len(shards), max(1, int((cores - 0.5) / share.cpus)) if share.cpus else cores)
+    threads = min(cores, actors * max(1, int(share.cpus)))
+    largest = max(tiles, key=lambda tile: tile[0] * tile[1])
+    yield f"{'tiles':<20} {len(tiles):>16,} of at most {largest[0]:,} x {largest[1]:,} images"
+    held = forecast.shard_bytes(max(shards), width) * -(-len(shards) // actors) / 2**20
+    work = forecast.tile_bytes(*largest, width, wanted) / 2**20
+    yield f"{'search memory':<20} {held:>12,.0f} MiB of shards, {work:,.0f} MiB for a tile, in each of {actors} actors"
+    stored = sum(forecast.stored_bytes(*tile, wanted) for tile in tiles) / 1e6
+    yield f"{'search disk':<20} {2 * stored:>14,.0f} MB for tiles and results, without pairs over the floor"
+    seconds = START_SECONDS + forecast.seconds_of(speed, tiles, shards, threads)
+    yield (
+        f"{'search time':<20} {seconds:>14,.0f} s if it runs here on {threads} threads, engine {speed.engine}, "
+        f"{START_SECONDS} s of it for the start"
+    )
+
+
+def _pieces(images: int, most: int) -> list[int]:
+    """Sizes of the pieces of a set, which are whole units in truth."""
+    count = -(-images // most)
+    return [images // count + (at < images % count) for at in range(count)]
 
 
 def _done(run: Run) -> Iterator[str]:
@@ -44,10 +93,9 @@ def _done(run: Run) -> Iterator[str]:
 
 def _search_state(run: Run) -> str:
     """Whether the committed search still holds for the sets, vectors and options as they are."""
-    made = run.store.child("search").find("blocks")
-    if made is None:
+    if run.store.child("search").find("coverage") is None:
         return "not yet"
     try:
-        return "up to date" if current_blocks(run, made) is not None else "out of date"
+        return "up to date" if current(run, "coverage") is not None else "out of date"
     except IncompleteTable:
         return "out of date"

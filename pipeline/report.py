@@ -77,7 +77,7 @@ def report(run: Run) -> None:
 def best_matches(run: Run) -> dict[str, NDArray[np.float64]]:
     """The best cosine of every audited release image in each gallery set, in release row order."""
     found: dict[str, list[NDArray[np.float64]]] = {}
-    for block in results(run, "neighbours", NEIGHBOURS):
+    for block in results(run, NEIGHBOURS):
         first = block.filter(pc.equal(block["rank"], 1))
         for arm in pc.unique(first["arm"]).to_pylist():
             found.setdefault(arm, []).append(first.filter(pc.equal(first["arm"], arm))["cosine"].to_numpy())

@@ -1,12 +1,15 @@
 """search: every release image against every gallery image, exactly.
 
-The gallery is held by actors in shards. Blocks of release images stream past all shards; the results of a block are
-merged and committed before its successors need the memory. A block's file is named by everything that it was computed
-from, so resume is a listing, and a change of any input is another name.
+    layout -> tiles (actors that hold the gallery in shards) -> certificate -> parts of each unit
+
+The gallery is held by actors in shards; blocks of release images stream past all shards, and every tile (a block
+against a shard) is committed under the name of all that it was computed from. So a kill loses the tiles under way and
+nothing else, and new units cost only the tiles that they are in. The tiles are then put together into one part for
+each unit, whose bytes do not depend on the cut into tiles. The list of tiles is committed last, as the search's mark.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import cycle
@@ -18,14 +21,18 @@ import pyarrow as pa
 from cluster.faults import IncompleteTable
 from cluster.pool import bounded
 from cluster.resources import Resources
-from cluster.storage import Commit
 from operators.engines import ENGINES, Wanted
-from operators.tables import CLOSEST, NEIGHBOURS, PAIRS, UNITS, Table
+from operators.errors import ConfigError
+from operators.tables import Table
 from pipeline.calibrate import calibrate, set_columns
-from pipeline.embed import closed, unit_store
+from pipeline.certificate import CertifyConfig, check_sample
+from pipeline.coverage import close, counted, coverage_key
+from pipeline.embed import unit_store
+from pipeline.layout import Comparison, Grid, Piece, keep_layout, lay_out
+from pipeline.merge import Parts, merge, missing, parts
 from pipeline.progress import Progress
-from pipeline.stage import Run, fingerprint
-from pipeline.tiles import Piece, ShardActor, commit_block, pieces, read_piece
+from pipeline.stage import Run
+from pipeline.tiles import ShardActor, read_piece
 
 log = logging.getLogger(__name__)
 
@@ -39,20 +46,26 @@ class SearchConfig:
     k: int = 100
     """Neighbours kept for every release image in each gallery set."""
     columns: int = 3
-    """Release neighbours kept for every gallery image in each block; 0 for none."""
+    """Release neighbours kept for every gallery image; 0 for none."""
     floor: float | None = None
     """All pairs from this cosine up are kept. Empty: a little below the threshold that the training set gives."""
+    counts: str = "tail"
+    """Comparisons counted by cosine: `tail` for those from the floor up, at no cost; `all` for all, by a second product
+    in fp32. Both are exact. Below the floor, `tail` leaves the exact counts of a random sample."""
     max_pairs: int = 20_000_000
     """Pairs over the floor that one block against one shard may give; more is an error, never a cut."""
+    within: list[str] = field(default_factory=list)
+    """Sets that are also searched against themselves: duplicates, doubtful labels, hubs."""
     shard_images: int = 262_144
     """Gallery images of a shard at most, in whole units: about 6 bytes x width each in an actor's memory."""
     block_images: int = 16_384
     """Release images of a block at most, in whole units."""
-    in_flight: int = 2
-    """Blocks under way at once."""
+    in_flight: int = 4
+    """Tiles under way at once for each actor."""
     shards: Resources = field(default_factory=lambda: Resources(workers=64, cpus=0.5))
     """Actors that hold the gallery. Each holds one shard, or several where there are more shards than actors, and uses
     as many threads as it has whole CPUs, at least one."""
+    certify: CertifyConfig = field(default_factory=CertifyConfig)
 
     def __post_init__(self) -> None:
         for name in ("k", "max_pairs", "shard_images", "block_images", "in_flight"):
@@ -60,6 +73,8 @@ class SearchConfig:
                 raise ValueError(f"{name} must be at least 1. Got {getattr(self, name)}.")
         if self.engine not in ("auto", *ENGINES):
             raise ValueError(f"engine must be auto, {' or '.join(ENGINES)}. Got {self.engine!r}.")
+        if self.counts not in ("tail", "all"):
+            raise ValueError(f"counts must be tail or all. Got {self.counts!r}.")
         if self.columns < 0:
             raise ValueError(f"columns must not be negative. Got {self.columns}.")
         if self.floor is not None and not -1 <= self.floor < 1:
@@ -69,34 +84,41 @@ class SearchConfig:
 SLACK = 0.05
 """How far below the threshold pairs are kept, so that a stricter or looser look needs no new search."""
 
-BLOCKS = Table(
-    name="blocks",
-    version=1,
-    schema=pa.schema(
-        [
-            pa.field("block", pa.string()),  # digest of everything that the block's results depend on
-            pa.field("queries", pa.int64()),  # release images that took part
-            pa.field("comparisons", pa.int64()),
-        ]
-    ),
-)
-
 
 def search(run: Run) -> None:
-    """Search all blocks that are not committed yet, then commit the list of this search's blocks."""
+    """Search all tiles that are not committed yet, and put together and commit what they give."""
     with run.timed("search") as facts:
         floor = _floor(run)
-        shards, blocks = layout(run, floor)
-        store = run.store.child("search")
-        pending = {key: block for key, block in blocks.items() if store.find(f"pairs-{key}") is None}
-        if pending:
-            store.sweep()
-            run.ray()
-            _search_blocks(run, floor, pending, shards)
-        else:
-            log.info("search: nothing to do, all %d blocks are searched", len(blocks))
-        facts |= {"blocks": len(blocks), "searched_now": len(pending), "shards": len(shards), "floor": floor}
-        facts["comparisons"] = _close(run, floor, list(blocks))
+        for comparison in comparisons(run, floor):
+            done = _compare(run, comparison)
+            facts |= done if not comparison.within else {comparison.title: done}
+
+
+def comparisons(run: Run, floor: float) -> list[Comparison]:
+    """The release against all gallery sets, and the sets that are searched against themselves.
+
+    Raises
+    ------
+    ConfigError
+        If `search.within` names a set that this audit does not have.
+    """
+    options = run.config.search
+    given = list(run.config.sets.given())
+    unknown = [role for role in options.within if role not in given]
+    if unknown:
+        raise ConfigError(f"search.within names {unknown[0]!r}; the sets of this audit are {', '.join(given)}.")
+    arms = tuple(role for role in given if role != "release")
+    asked = [("release", arms), *((role, (role,)) for role in dict.fromkeys(options.within))]
+    return [
+        Comparison(
+            queries=queries,
+            gallery=gallery,
+            k=options.k,
+            columns=0 if gallery == (queries,) else options.columns,
+            floor=floor,
+        )
+        for queries, gallery in asked
+    ]
 
 
 def _floor(run: Run) -> float:
@@ -109,121 +131,89 @@ def _floor(run: Run) -> float:
     return floor
 
 
-def layout(run: Run, floor: float) -> tuple[list[Piece], dict[str, Piece]]:
-    """The shards of the gallery, and the blocks of the release by the names of their results."""
-    options = run.config.search
-    units = {role: run.table("scan", role, UNITS) for role in run.config.sets.given()}
-    for role, table in units.items():
-        closed(run, role, table)
-    shards = [one for role in units if role != "release" for one in pieces(role, units[role], options.shard_images)]
-    blocks = pieces("release", units["release"], options.block_images)
-    gallery = [_content(run, one) for one in shards]
-    return shards, {block_key(run, floor, block, gallery): block for block in blocks}
+def _compare(run: Run, comparison: Comparison) -> dict[str, Any]:
+    """Make one comparison complete; return what the manifest says about it."""
+    wanted = parts(run, comparison)
+    key = coverage_key(run, wanted)
+    made = run.store.child("search").find(comparison.title)
+    if made is not None and made.key == key and counted(run, comparison, key) and not missing(run, comparison, wanted):
+        log.info("search: nothing to do, %s is complete", comparison.title)
+        return {**made.facts, "tiles_now": 0, "comparisons_now": 0}
+    grid = lay_out(run, comparison)
+    store = run.store.child("search")
+    store.sweep()
+    keep_layout(run, grid)
+    pending = [tile for tile in grid.tiles() if store.find(f"tile-{tile[0]}") is None]
+    run.ray()
+    now = _search_tiles(run, grid, pending)
+    checked = check_sample(run, grid, run.config.search.certify, {tile[0] for tile in pending})
+    merge(run, grid, wanted)
+    made = close(run, grid, wanted, checked)
+    store.sweep()
+    return {**made.facts, "tiles_now": len(pending), "comparisons_now": now}
 
 
-def block_key(run: Run, floor: float, block: Piece, gallery: Sequence[tuple[str, list[Any]]]) -> str:
-    """Name of a block's results: every stored vector counts, and how the gallery is cut into shards does not."""
-    arms: dict[str, list[Any]] = {}
-    for role, content in gallery:
-        arms.setdefault(role, []).extend(content)
-    kept = {"k": run.config.search.k, "columns": run.config.search.columns, "floor": floor}
-    contracts = [table.contract for table in (NEIGHBOURS, CLOSEST, PAIRS)]
-    return fingerprint(contracts, _content(run, block), arms, kept)
-
-
-def _content(run: Run, piece: Piece) -> tuple[str, list[Any]]:
-    """The set of a piece, and for each unit its first row and the digest of its embeddings."""
-    store = unit_store(run)
-    content = []
-    for name, first in zip(piece.units, piece.first_rows, strict=True):
-        made = store.find(name)
-        if made is None:
-            raise IncompleteTable(f"{store.root}: unit {name} is not embedded. Run `unveil embed` again.")
-        content.append((first, made.sha256))
-    return piece.role, content
-
-
-def _search_blocks(run: Run, floor: float, pending: Mapping[str, Piece], shards: Sequence[Piece]) -> None:
-    """Stream blocks past the shard actors, with a bounded number under way."""
+def _search_tiles(run: Run, grid: Grid, pending: Sequence[tuple[str, Piece, Piece]]) -> int:
+    """Stream blocks past the shard actors, with a bounded number of tiles under way; return the comparisons made."""
     import ray
 
+    if not pending:
+        return 0
     options = run.config.search
-    root = str(unit_store(run).root.resolve())
-    target = str(run.store.child("search").root.resolve())
+    root, target = (str(store.root.resolve()) for store in (unit_store(run), run.store.child("search")))
     holder = ray.remote(ShardActor).options(**options.shards.actor_options())
-    wanted = Wanted(options.k, options.columns, floor)
     threads = max(1, int(options.shards.cpus))
+    shards = list(dict.fromkeys(shard for _, _, shard in pending))
     count = options.shards.fitting(len(shards))
-    actors = [holder.remote(root, options.engine, wanted, threads) for _ in range(count)]
+    given = (root, target, options.engine, Wanted(*grid.comparison.kept), threads)
+    actors = [holder.remote(*given, gpu=options.shards.gpus > 0) for _ in range(count)]
+    owner = dict(zip(shards, cycle(actors), strict=False))
     read = ray.remote(num_cpus=0.1)(read_piece)
-    commit = ray.remote(num_cpus=0.1)(commit_block)
+    blocks: dict[str, Any] = {}
 
-    def submit(key: str, piece: Piece) -> Any:
-        block = read.remote(root, piece)
-        tiles = [
-            actor.tile.remote(one, block, options.max_pairs) for one, actor in zip(shards, cycle(actors), strict=False)
-        ]
-        return commit.remote(target, key, options.k, [one.role for one in shards], block, *tiles)
+    def submit(key: str, block: Piece, shard: Piece) -> Any:
+        if block.name not in blocks:  # the block before is dropped: its tiles have their own hold on it
+            blocks.clear()
+            blocks[block.name] = read.remote(root, block)
+        return owner[shard].tile.remote(key, shard, blocks[block.name], options.max_pairs, grid.counts)
 
-    calls: list[Callable[[], Any]] = [partial(submit, key, piece) for key, piece in pending.items()]
-    progress = Progress("search", len(calls), "blocks")
-    for _ in bounded(calls, options.in_flight):
+    calls: list[Callable[[], Any]] = [partial(submit, *tile) for tile in pending]
+    progress = Progress("search", len(calls), "tiles")
+    done = 0
+    for made in bounded(calls, options.in_flight * count):
+        done += made
         progress.add(1)
     progress.end()
-
-
-def _close(run: Run, floor: float, keys: Sequence[str]) -> dict[str, int]:
-    """Commit the list of blocks, and return how many comparisons were made with each gallery set.
-
-    Raises
-    ------
-    IncompleteTable
-        If a release image or a gallery image that was audited did not take part.
-    """
-    audited = {role: run.commit("embed", role).facts["status"].get("ok", 0) for role in run.config.sets.given()}
-    release = audited.pop("release")
-    rows = []
-    for key in keys:
-        facts = run.commit("search", f"pairs-{key}").facts
-        if facts["gallery"] != audited:
-            raise IncompleteTable(f"search/pairs-{key} saw {facts['gallery']} gallery images of {audited}. Delete it.")
-        comparisons = facts["queries"] * sum(audited.values())
-        rows.append({"block": key, "queries": facts["queries"], "comparisons": comparisons})
-    searched = sum(row["queries"] for row in rows)
-    if searched != release:
-        raise IncompleteTable(
-            f"the search covered {searched:,} of {release:,} release images. Run `unveil embed` again."
-        )
-    done = {role: searched * count for role, count in audited.items()}
-    key = blocks_key(keys, floor)
-    run.save("search", "blocks", BLOCKS, BLOCKS.from_rows(rows), key=key, comparisons=done, floor=floor)
-    log.info("search: %s comparisons in %d blocks", f"{sum(done.values()):,}", len(keys))
     return done
 
 
-def blocks_key(keys: Sequence[str], floor: float) -> str:
-    """Digest of a whole search."""
-    return fingerprint(BLOCKS.contract, list(keys), floor)
+def current(run: Run, title: str = "coverage") -> tuple[Comparison, Parts] | None:
+    """The committed search `title` and its parts, or None if it is of other sets, vectors or options than these."""
+    made = run.commit("search", title)
+    for comparison in comparisons(run, made.facts["floor"]):
+        wanted = parts(run, comparison)
+        if comparison.title == title and made.key == coverage_key(run, wanted):
+            return comparison, wanted
+    return None
 
 
-def current_blocks(run: Run, made: Commit) -> list[str] | None:
-    """The blocks of the committed search `made`, or None if it is of other sets, vectors or options than these."""
-    floor = made.facts["floor"]
-    keys = list(layout(run, floor)[1])
-    return keys if made.key == blocks_key(keys, floor) else None
-
-
-def results(run: Run, name: str, contract: Table) -> Iterator[pa.Table]:
-    """The `neighbours`, `closest` or `pairs` tables of the committed search, block by block.
+def finished(run: Run, title: str = "coverage") -> tuple[Comparison, Parts]:
+    """The committed search `title` and its parts.
 
     Raises
     ------
     IncompleteTable
         If the sets or options have changed since that search: its row numbers would name other images.
     """
-    made = run.commit("search", "blocks")
-    keys = current_blocks(run, made)
-    if keys is None:
+    found = current(run, title)
+    if found is None:
         raise IncompleteTable(f"{run.folder}/search is of other sets or options than these. Run `unveil search` again.")
-    for key in keys:
-        yield run.table("search", f"{name}-{key}", contract)
+    return found
+
+
+def results(run: Run, contract: Table, title: str = "coverage") -> Iterator[pa.Table]:
+    """The parts of a finished search that follow `contract`, unit by unit in row order; raises as `finished` does."""
+    comparison, wanted = finished(run, title)
+    for name, kind in wanted.names(comparison):
+        if kind is contract:
+            yield run.table("search", name, contract)

@@ -2,8 +2,9 @@
 
 embed    sampled images, rejected ones included, are prepared and embedded again from their files: no Ray, no resume.
          The outcome must be the same, and the vector nearly so.
-search   exact cosines of sampled release images with every gallery image, by a plain fp64 product: no engine, no
-         shards, no merge. What is committed for these images must be the same rows in the same order, bit for bit.
+search   exact cosines of sampled release images with every gallery image, and of sampled gallery images with every
+         release image, by a plain fp64 product: no engine, no shards, no merge. What is committed for these images must
+         be the same rows in the same order, bit for bit (`pipeline/recheck.py`).
 
 It reads the committed tables and the files as they are, computes in this process, and changes nothing but the manifest.
 """
@@ -11,7 +12,7 @@ It reads the committed tables and the files as they are, computes in this proces
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import pyarrow as pa
@@ -22,10 +23,10 @@ from cluster.faults import IncompleteTable
 from operators import vectors
 from operators.encoder import Encoder
 from operators.faces import FacePreparation
-from operators.oracle import Oracle
-from operators.tables import NEIGHBOURS, PAIRS, UNITS, Table, embeddings, unnest
+from operators.records import embeddings, unnest
+from operators.tables import UNITS
 from pipeline.embed import closed, unit_store
-from pipeline.search import results
+from pipeline.recheck import Difference, recheck
 from pipeline.stage import Run
 
 log = logging.getLogger(__name__)
@@ -35,14 +36,10 @@ TOLERANCE = 0.999
 machines. On 96 demo faces the lowest was 0.9998 with landmarks moved by 0.01 pixels and 0.9994 with a tenth of the
 values of a face moved by one grey level; no other image of the 96 reached 0.94."""
 
-GROUP = 256
-"""Release images that are compared at once, which bounds memory."""
-
 SAME = ("key", "identity", "digest", "status")
 """Columns of embeddings that must be the same when an image is embedded again."""
 
 CHANGED = "its file has changed or gone since it was embedded"
-SEARCHED: Mapping[str, Table] = {"neighbours": NEIGHBOURS, "pairs": PAIRS}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,7 +47,8 @@ class VerifyConfig:
     """How much of a finished run `verify` checks."""
 
     rows: int = 64
-    """Release images whose comparisons with all gallery images are computed again; more than there are means all."""
+    """Release images, and images of each gallery set, whose comparisons with all images of the other side are computed
+    again; more than there are means all."""
     images: int = 64
     """Images of all sets that are prepared and embedded again; more than there are means all."""
     seed: int = 0
@@ -62,18 +60,12 @@ class VerifyConfig:
                 raise ValueError(f"{name} must be at least {least}. Got {getattr(self, name)}.")
 
 
-class Difference(NamedTuple):
-    """One thing that a run says and its verification does not. Rows are named by number: logs hold no names."""
-
-    what: str
-    remedy: str
-
-
 @dataclass(kw_only=True, slots=True)
 class Outcome:
     """What a verification has checked, and what it found different."""
 
     release_images: int = 0
+    gallery_images: int = 0
     comparisons: int = 0
     images: int = 0
     bit_equal: int = 0
@@ -86,6 +78,7 @@ class Outcome:
         return {
             "outcome": "different" if self.differences else "equal",
             "release_images": self.release_images,
+            "gallery_images": self.gallery_images,
             "comparisons": self.comparisons,
             "images": self.images,
             "embedded": len(self.cosines),
@@ -109,16 +102,20 @@ def verify(run: Run) -> None:
         units = {role: run.table("scan", role, UNITS) for role in run.config.sets.given()}
         for role, table in units.items():
             closed(run, role, table)
-        facts |= {"search": run.commit("search", "blocks").key, "seed": run.config.verify.seed}
+        facts |= {"search": run.commit("search", "coverage").key, "seed": run.config.verify.seed}
         _verify_embed(run, units, outcome)
         if not outcome.differences:  # a search of other vectors would only repeat the finding
-            _verify_search(run, units, outcome)
+            again = recheck(run, run.config.verify.rows, run.config.verify.seed)
+            outcome.release_images, outcome.gallery_images = again.release_images, again.gallery_images
+            outcome.comparisons = again.comparisons
+            outcome.differences += again.differences
         facts |= outcome.facts()
     if outcome.differences:
         _refuse(run, outcome.differences)
     log.info(
-        f"verify: {outcome.release_images:,} release images x {len(units) - 1} sets, {outcome.comparisons:,} "
-        f"comparisons recomputed exactly: equal to the bit; {outcome.images:,} images prepared again: "
+        f"verify: {outcome.release_images:,} release images x {len(units) - 1} sets and {outcome.gallery_images:,} "
+        f"gallery images, {outcome.comparisons:,} comparisons recomputed exactly: equal to the bit; "
+        f"{outcome.images:,} images prepared again: "
         f"{facts['embedded']:,} embedded, {outcome.bit_equal:,} of them bit-equal, lowest cosine "
         f"{facts['lowest_cosine']}, the others rejected alike"
     )
@@ -134,7 +131,7 @@ def _refuse(run: Run, differences: Sequence[Difference]) -> NoReturn:
 
 def _verify_embed(run: Run, units: Mapping[str, pa.Table], outcome: Outcome) -> None:
     """Prepare and embed sampled images of all sets again, and compare with what is stored."""
-    prepare, encoder = FacePreparation(run.config.faces), Encoder(run.config.embedder)
+    prepare, encoder = FacePreparation(run.config.faces, (run.config.embedder.alignment,)), Encoder(run.config.embedder)
     for unit, members_N in _image_sample(run, pa.concat_tables(units.values())):
         stored = _stored(run, unit).take(pa.array(members_N))
         sample = UNITS.from_rows([unit | {"members": [unit["members"][member] for member in members_N.tolist()]}])
@@ -199,66 +196,3 @@ def _cosines(left_MD: NDArray[np.float16], right_MD: NDArray[np.float16]) -> NDA
     with np.errstate(invalid="ignore"):
         lengths = vectors.exact_cosines(left_MD, left_MD) * vectors.exact_cosines(right_MD, right_MD)
         return np.nan_to_num(vectors.exact_cosines(left_MD, right_MD) / np.sqrt(lengths), nan=-1.0)
-
-
-def _verify_search(run: Run, units: Mapping[str, pa.Table], outcome: Outcome) -> None:
-    """Compare what search committed for sampled release images with all their comparisons, computed again."""
-    blocks = run.commit("search", "blocks").facts
-    audited, rows_Q, queries_QD = _release_sample(run, units["release"])
-    committed = {name: _committed(run, name, rows_Q) for name in SEARCHED}
-    outcome.release_images = len(rows_Q)
-    differences: list[str] = []
-    for arm in [role for role in units if role != "release"]:
-        gallery = 0
-        for at in range(0, len(rows_Q), GROUP):
-            oracle = Oracle(rows_Q[at : at + GROUP], queries_QD[at : at + GROUP], run.config.search.k, blocks["floor"])
-            gallery = sum(oracle.add(*unit) for unit in _audited(run, units[arm]))
-            for name, expected in (("neighbours", oracle.neighbours(arm)), ("pairs", oracle.pairs(arm))):
-                differences += _unequal(name, arm, oracle.rows_Q, committed[name], expected)
-        outcome.comparisons += len(rows_Q) * gallery
-        said = blocks["comparisons"].get(arm)
-        if said != audited * gallery:
-            differences.append(f"search/blocks, {arm}: {said} comparisons are recorded, {audited * gallery} counted")
-    remedy = f"Delete {run.folder / 'search'} and run `unveil run` again."
-    outcome.differences += [Difference(what, remedy) for what in differences]
-
-
-def _audited(run: Run, units: pa.Table) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float16]]]:
-    """Row numbers (N,) and stored vectors (N, D) of the audited images of each unit, row numbers ascending."""
-    for unit in units.select(["unit", "first_row"]).sort_by("first_row").to_pylist():
-        column = unit_store(run).read(unit["unit"], ["vector"])["vector"].combine_chunks()
-        yield unit["first_row"] + np.flatnonzero(np.asarray(column.is_valid())), vectors.from_arrow(column.drop_null())
-
-
-def _release_sample(run: Run, units: pa.Table) -> tuple[int, NDArray[np.int64], NDArray[np.float16]]:
-    """Number of audited release images, and row numbers (Q,) and stored vectors (Q, D) of the sampled ones."""
-    options = run.config.verify
-    rows_N = np.concatenate([rows for rows, _ in _audited(run, units)])
-    rng = np.random.default_rng([options.seed, 0])
-    rows_Q = np.sort(rng.choice(rows_N, min(options.rows, len(rows_N)), replace=False))
-    queries_QD = np.concatenate([stored[np.isin(rows, rows_Q)] for rows, stored in _audited(run, units)])
-    return len(rows_N), rows_Q, queries_QD
-
-
-def _committed(run: Run, name: str, rows_Q: NDArray[np.int64]) -> pa.Table:
-    """What search committed under `name` for release images, in the order in which it is stored."""
-    blocks = results(run, name, SEARCHED[name])
-    return pa.concat_tables([block.filter(pc.is_in(block["release_row"], pa.array(rows_Q))) for block in blocks])
-
-
-def _unequal(name: str, arm: str, rows_Q: NDArray[np.int64], committed: pa.Table, expected: pa.Table) -> Iterator[str]:
-    """Where the rows of release images in one arm are not the expected ones, which are ordered by release row."""
-    mine = pc.and_(pc.equal(committed["arm"], arm), pc.is_in(committed["release_row"], pa.array(rows_Q)))
-    found = committed.filter(mine).sort_by("release_row")  # stable: the order of an image's rows is kept
-    if found.equals(expected):
-        return
-    for row in rows_Q.tolist():
-        left, right = (table.filter(pc.equal(table["release_row"], row)) for table in (found, expected))
-        place = f"search/{name}: release row {row}, {arm}"
-        if len(left) != len(right):
-            yield f"{place}: {len(left)} rows are committed, {len(right)} recomputed"
-        elif not left.equals(right):
-            rows = zip(left.to_pylist(), right.to_pylist(), strict=True)
-            at, old, new = next((at, old, new) for at, (old, new) in enumerate(rows, 1) if old != new)
-            column = next(column for column in new if old[column] != new[column])
-            yield f"{place}, place {at}: {column} {old[column]!r} is committed, {new[column]!r} recomputed"

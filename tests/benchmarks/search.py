@@ -79,10 +79,11 @@ def flat(queries: np.ndarray, gallery: np.ndarray, k: int) -> float:
 def matmul(queries: np.ndarray, gallery: np.ndarray) -> float:
     import torch
 
-    from operators.mixed import fastest_dtype
+    from operators.mixed import seconds_by_dtype
     from operators.tilepass import CHUNK, TILE
 
-    dtype = fastest_dtype(queries.shape[1])
+    trial = seconds_by_dtype(queries.shape[1])
+    dtype = min(trial, key=lambda one: trial[one])
     left, right = torch.from_numpy(queries).to(dtype), torch.from_numpy(gallery).to(dtype)
     out = torch.empty(CHUNK * TILE, dtype=dtype)
 

@@ -1,9 +1,13 @@
+import os
 import threading
 from functools import partial
+from pathlib import Path
 
 import pytest
 
+from cluster.faults import ClusterError
 from cluster.pool import bounded, original_errors
+from cluster.resources import Resources
 
 pytestmark = pytest.mark.ray
 
@@ -46,26 +50,93 @@ def test_all_results_come_and_no_more_than_allowed_are_under_way(session: None) 
     assert 1 <= ray.get(meter.change.remote(0)) <= 3
 
 
-def test_an_error_in_code_arrives_as_itself(session: None) -> None:
+def test_an_error_in_code_arrives_as_itself_and_is_not_retried(session: None, tmp_path: Path) -> None:
     import ray
 
-    @ray.remote(num_cpus=0.1)
+    calls = tmp_path / "calls"
+
     def broken() -> None:
+        with calls.open("a") as file:
+            file.write("called\n")
         raise LookupError("the reason")
 
-    with pytest.raises(LookupError, match="the reason"):
-        list(bounded([broken.remote], in_flight=2))
+    class Broken:
+        def call(self) -> None:
+            broken()
+
+    task = ray.remote(num_cpus=0.1)(broken)
+    actor = ray.remote(Broken).options(**Resources(cpus=0.1).actor_options()).remote()
+    for number, call in enumerate([task.remote, actor.call.remote], 1):
+        with pytest.raises(LookupError, match=r"^the reason$"):
+            list(bounded([call], in_flight=2))
+        assert calls.read_text() == "called\n" * number
 
 
-def test_a_failure_of_the_machines_stays_rays_own(session: None) -> None:
-    import os
-
+def test_a_dead_worker_that_ray_gave_up_is_one_sentence(session: None) -> None:
     import ray
     from ray.exceptions import RayError
 
-    @ray.remote(num_cpus=0.1, max_retries=0)
-    def dies() -> None:
-        os._exit(1)
+    class Mortal:
+        def die(self) -> None:
+            os._exit(1)
 
-    with pytest.raises(RayError), original_errors():
-        ray.get(dies.remote())
+    task = ray.remote(num_cpus=0.1, max_retries=0)(lambda: os._exit(1))
+    actor = ray.remote(Mortal).options(num_cpus=0.1).remote()
+    after = ray.remote(num_cpus=0.1)(lambda _: None)
+    for call, what in [
+        (task.remote, "a worker process"),
+        (actor.die.remote, r"a worker process \(Mortal\)"),
+        (actor.die.remote, r"a worker process \(Mortal\)"),  # it is dead by now
+        (lambda: after.remote(task.remote()), "a worker process"),
+    ]:
+        with pytest.raises(ClusterError, match=f"^{what} died and Ray gave it up: .*memory.*run the same command") as e:
+            list(bounded([call, call], in_flight=2))
+        assert "\n" not in str(e.value)
+        assert isinstance(e.value.__cause__, RayError)
+
+
+def test_a_worker_that_dies_less_often_than_it_is_restarted_is_not_noticed(session: None, tmp_path: Path) -> None:
+    import ray
+
+    class Mortal:
+        def lives(self, lives: Path) -> int:
+            lives.write_text(lives.read_text() + "x" if lives.exists() else "x")
+            if len(lives.read_text()) <= 2:
+                os._exit(1)
+            return len(lives.read_text())
+
+    actor = ray.remote(Mortal).options(**Resources(cpus=0.1).actor_options()).remote()
+    assert list(bounded([partial(actor.lives.remote, tmp_path / "lives")], in_flight=1)) == [3]
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "what"),
+    [
+        ("RayActorError", (), "a worker process died"),
+        ("ActorDiedError", (), "a worker process died"),
+        ("ActorUnavailableError", ("no answer", None), "a worker process died"),
+        ("WorkerCrashedError", (), "a worker process died"),
+        ("OutOfMemoryError", ("killed",), "ended by Ray because its machine was short of memory, died"),
+        ("NodeDiedError", ("gone",), "a machine of the session died"),
+        ("LocalRayletDiedError", (), "a machine of the session died"),
+        ("ObjectLostError", ("00", None, ""), "that held data of this run died"),
+        ("OwnerDiedError", ("00", None, ""), "that held data of this run died"),
+        ("ObjectReconstructionFailedError", ("00",), "that held data of this run died"),
+    ],
+)
+def test_every_kind_of_loss_is_a_cluster_error(session: None, kind: str, given: tuple[object, ...], what: str) -> None:
+    from ray import exceptions
+
+    lost = getattr(exceptions, kind)(*given)
+    with pytest.raises(ClusterError, match=what) as caught, original_errors():
+        raise lost
+    assert caught.value.__cause__ is lost
+
+
+def test_what_is_no_loss_stays_as_it_is(session: None) -> None:
+    from ray.exceptions import RayActorError, TaskCancelledError
+
+    for error in (LookupError("own"), TaskCancelledError(), RayActorError(actor_init_failed=True)):
+        with pytest.raises(type(error)) as caught, original_errors():
+            raise error
+        assert caught.value is error

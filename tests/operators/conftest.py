@@ -36,7 +36,7 @@ def models() -> Path:
 @pytest.fixture(scope="session")
 def face_config(models: Path) -> FaceConfig:
     """The default preparation, with the detector's path made absolute."""
-    return replace(FaceConfig(), detector=str(models / Path(FaceConfig().detector).name))
+    return replace(FaceConfig(), detector=str(models / Path(FaceConfig().detector).name), isolate=False)
 
 
 @pytest.fixture(scope="session")

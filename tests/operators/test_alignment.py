@@ -6,7 +6,12 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from operators.alignment import TEMPLATE_52, align, similarity_transform
+from operators.alignment import ALIGNMENTS, align, realign, similarity_transform
+from operators.errors import ConfigError
+from operators.records import CROP_COLUMNS, FACE
+
+TEMPLATE_52 = ALIGNMENTS["arcface112"].template_52
+DLIB_52 = ALIGNMENTS["dlib150"].template_52
 
 
 def transform(angle: float, scale: float, shift: tuple[float, float]) -> np.ndarray:
@@ -39,6 +44,18 @@ def test_the_template_is_the_arcface_one() -> None:
         [70.7299, 92.2041],
     ]
     np.testing.assert_allclose(TEMPLATE_52, expected)
+
+
+def test_the_dlib_template_is_the_measured_one_and_lies_in_the_chip() -> None:
+    expected = [[47.71, 46.01], [102.53, 45.73], [75.28, 77.33], [51.19, 101.15], [99.55, 101.97]]
+    np.testing.assert_allclose(DLIB_52, expected)
+    assert ALIGNMENTS["dlib150"].pixels == 150
+
+
+def test_every_alignment_has_its_column_of_crops() -> None:
+    assert set(CROP_COLUMNS) == set(ALIGNMENTS)
+    assert set(CROP_COLUMNS.values()) < {field.name for field in FACE}
+    assert CROP_COLUMNS["arcface112"] == "crop"
 
 
 angles = st.floats(-np.pi, np.pi)
@@ -105,26 +122,61 @@ def test_a_face_on_its_side_is_turned_exactly() -> None:
     assert np.abs(align(np.ascontiguousarray(turned), landmarks).astype(int) - face).max() <= 1
 
 
+@pytest.mark.parametrize("name", ALIGNMENTS)
 @pytest.mark.parametrize(
     ("angle", "scale", "shift"), [(0.0, 2.0, (40, 60)), (0.5, 3.0, (250, 50)), (-2.5, 1.3, (320, 330))]
 )
 def test_marks_drawn_on_the_landmarks_come_to_lie_on_the_template(
-    angle: float, scale: float, shift: tuple[int, int]
+    angle: float, scale: float, shift: tuple[int, int], name: str
 ) -> None:
-    landmarks = moved(TEMPLATE_52, transform(angle, scale, shift))
+    pixels, template_52 = ALIGNMENTS[name]
+    landmarks = moved(template_52, transform(angle, scale * 112 / pixels, shift))
     colours = [(250, 0, 0), (0, 250, 0), (0, 0, 250), (250, 250, 0), (250, 0, 250)]
     picture = np.zeros((500, 500, 3), np.uint8)
     for (x, y), colour in zip(landmarks, colours, strict=True):
         centre = (round(x * 256), round(y * 256))
         cv2.circle(picture, centre, round(5 * scale * 256), colour, -1, cv2.LINE_AA, shift=8)
-    found = align(picture, landmarks.astype(np.float32)).astype(float)
-    y, x = np.mgrid[:112, :112]
-    for target, colour in zip(TEMPLATE_52, colours, strict=True):
-        near = np.hypot(x - target[0], y - target[1]) < 9
+    found = align(picture, landmarks.astype(np.float32), name).astype(float)
+    assert found.shape == (pixels, pixels, 3)
+    y, x = np.mgrid[:pixels, :pixels]
+    for target, colour in zip(template_52, colours, strict=True):
+        near = np.hypot(x - target[0], y - target[1]) < 9 * pixels / 112
         weight = found @ np.array(colour) / np.square(colour).sum() * near
         centroid = np.array([(x * weight).sum(), (y * weight).sum()]) / weight.sum()
         np.testing.assert_allclose(centroid, target, atol=0.25)
         np.testing.assert_allclose(found[round(target[1]), round(target[0])], colour, atol=2)
+
+
+def test_a_face_on_the_dlib_template_passes_unchanged_as_dlib_and_is_dark_nowhere() -> None:
+    face = np.random.default_rng(0).integers(1, 256, (150, 150, 3), np.uint8)
+    np.testing.assert_array_equal(align(face, DLIB_52, "dlib150"), face)
+
+
+def test_the_given_arcface_crop_is_its_own_arcface_alignment() -> None:
+    face = np.random.default_rng(0).integers(0, 256, (112, 112, 3), np.uint8)
+    assert realign(face, "arcface112") is face
+
+
+def test_of_a_given_arcface_crop_the_dlib_crop_is_that_of_the_whole_picture_where_both_have_pixels() -> None:
+    """With landmarks exactly on the ArcFace template; by hand, at most a ninth lies beyond the given crop."""
+    y, x = np.mgrid[:300, :300]
+    picture = np.stack([100 + 90 * np.sin(x / 17), 100 + 90 * np.cos(y / 19), (x + y) / 3], 2).astype(np.uint8)
+    landmarks = TEMPLATE_52 + 90  # a shift by whole pixels, so that the ArcFace crop is a plain cut
+    given = align(picture, landmarks)
+    whole, made = align(picture, landmarks, "dlib150"), realign(given, "dlib150")
+    matrix = umeyama(TEMPLATE_52, DLIB_52)
+    places = np.stack(np.meshgrid(np.arange(150), np.arange(150)), 2).reshape(-1, 2)
+    back = (places - matrix[:, 2]) @ np.linalg.inv(matrix[:, :2]).T
+    inside = ((back > 0) & (back < 111)).all(1)
+    beyond = ((back < -1) | (back > 112)).any(1)
+    assert 0.85 < inside.mean() < 0.92
+    np.testing.assert_array_equal(made.reshape(-1, 3)[beyond], 0)
+    assert np.abs(made.reshape(-1, 3)[inside].astype(int) - whole.reshape(-1, 3)[inside]).max() <= 1
+
+
+def test_an_unknown_alignment_is_refused_by_name() -> None:
+    with pytest.raises(ConfigError, match=r"alignment 'x' is not known. Use arcface112 or dlib150 \(embedder"):
+        align(np.zeros((50, 50, 3), np.uint8), TEMPLATE_52, "x")
 
 
 def test_beyond_the_picture_is_black() -> None:

@@ -12,7 +12,16 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from operators.backbones import BackboneConfig, OnnxBackbone, open_model, pinned_bytes
+from operators.backbones import (
+    NO_ADDRESS,
+    BackboneConfig,
+    Mirrored,
+    OnnxBackbone,
+    address,
+    open_backbone,
+    open_model,
+    pinned_bytes,
+)
 from operators.errors import ModelError
 
 OnnxFile = Callable[..., BackboneConfig]
@@ -130,10 +139,11 @@ def test_the_faces_are_left_as_they_were(onnx_file: OnnxFile) -> None:
 
 
 def test_the_device_is_stated_and_its_choice_is_logged(onnx_file: OnnxFile, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO, logger="operators.backbones"):
-        backbone = OnnxBackbone(onnx_file([MEANS]))
-    assert backbone.device in ("CPUExecutionProvider", "CUDAExecutionProvider")
+    with caplog.at_level(logging.INFO, logger="operators"):
+        backbone = OnnxBackbone(onnx_file([MEANS], runtime="onnxruntime"))
+    assert backbone.device in ("onnxruntime CPUExecutionProvider", "onnxruntime CUDAExecutionProvider")
     assert backbone.device in caplog.text
+    assert backbone.reason in caplog.text
     assert "installed build offers" in caplog.text
 
 
@@ -234,7 +244,38 @@ def test_a_network_of_one_fixed_batch_works_with_that_batch(onnx_file: OnnxFile)
     np.testing.assert_allclose(backbone(colours()), colours().astype(np.float64).mean(axis=(1, 2)), rtol=1e-4)
 
 
-@pytest.mark.parametrize("takes", [(1, 3, 112, 112), ("N", 3, 96, 96), ("N", 112, 112, 3), ("N", 3)], ids=str)
+@pytest.mark.parametrize("fixed", [1, 2, 5])
+def test_a_fixed_batch_is_used_whatever_is_configured(
+    onnx_file: OnnxFile, fixed: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, logger="operators.backbones"):
+        backbone = OnnxBackbone(onnx_file([MEANS], takes=(fixed, 3, 112, 112), gives=(fixed, 3), batch=8))
+    assert f"takes {fixed} faces per call, embedder.batch 8 is not used" in caplog.text
+    assert backbone.batch == fixed
+    np.testing.assert_allclose(backbone(colours(7)), colours(7).astype(np.float64).mean(axis=(1, 2)), rtol=1e-4)
+
+
+def test_a_free_batch_is_the_configured_one(onnx_file: OnnxFile, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="operators.backbones"):
+        assert OnnxBackbone(onnx_file([MEANS], batch=3)).batch == 3
+    assert "is not used" not in caplog.text
+
+
+def test_a_network_that_mixes_up_the_faces_of_a_batch_is_refused(onnx_file: OnnxFile) -> None:
+    """It takes each face less the mean of its batch."""
+    nodes = [
+        helper.make_node("ReduceMean", ["x"], ["means"], axes=[2, 3], keepdims=0),
+        helper.make_node("ReduceMean", ["means"], ["all"], axes=[0], keepdims=1),
+        helper.make_node("Mul", ["all", "some"], ["part"]),
+        helper.make_node("Sub", ["means", "part"], ["y"]),
+    ]
+    some = [numpy_helper.from_array(np.array(0.1, np.float32), "some")]
+    with pytest.raises(ModelError, match=r"depends on the other faces of its batch.*Set embedder\.batch to 1"):
+        OnnxBackbone(onnx_file(nodes, some))
+    OnnxBackbone(onnx_file(nodes, some, batch=1))
+
+
+@pytest.mark.parametrize("takes", [("N", 3, 96, 96), ("N", 112, 112, 3), ("N", 3)], ids=str)
 def test_a_network_that_cannot_take_the_declared_batch_of_faces_is_refused_by_name(
     onnx_file: OnnxFile, takes: tuple[int | str, ...]
 ) -> None:
@@ -242,6 +283,12 @@ def test_a_network_that_cannot_take_the_declared_batch_of_faces_is_refused_by_na
     config = onnx_file([node], takes=takes, gives=(takes[0], 3))
     with pytest.raises(ModelError, match=Path(config.path).name):
         OnnxBackbone(config)
+
+
+def test_the_crop_has_the_size_of_the_alignment(onnx_file: OnnxFile) -> None:
+    backbone = OnnxBackbone(onnx_file([MEANS], takes=("N", 3, 150, 150), alignment="dlib150"))
+    given = np.random.default_rng(2).integers(0, 256, (3, 150, 150, 3), np.uint8)
+    np.testing.assert_allclose(backbone(given), given.astype(np.float64).mean(axis=(1, 2)), rtol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -253,7 +300,93 @@ def test_impossible_configurations_are_refused(wrong: dict, message: str) -> Non
         BackboneConfig(**wrong)
 
 
-def test_two_sessions_give_the_same_bits(
-    sface: OnnxBackbone, backbone_config: BackboneConfig, faces: np.ndarray
+def test_two_sessions_give_the_same_bits(sface: OnnxBackbone, faces: np.ndarray) -> None:
+    """The configuration of an open embedder names the runtime that was chosen."""
+    assert sface.config.runtime != "auto"
+    np.testing.assert_array_equal(OnnxBackbone(sface.config)(faces), sface(faces))
+
+
+def unit(raw: np.ndarray) -> np.ndarray:
+    raw = raw.astype(np.float64)
+    return raw / np.linalg.norm(raw, axis=-1, keepdims=True)
+
+
+SIDE = [
+    helper.make_node("Slice", ["x", "start", "end", "axis"], ["left"]),
+    helper.make_node("ReduceMean", ["left"], ["y"], axes=[2, 3], keepdims=0),
+]
+LEFT_HALF = [numpy_helper.from_array(np.array([v]), n) for n, v in (("start", 0), ("end", 56), ("axis", 3))]
+
+
+def test_flip_gives_the_direction_of_the_sum_and_the_mean_of_the_lengths(onnx_file: OnnxFile) -> None:
+    """The network gives the mean colours of the left half, so the mirrored face gives those of the right one."""
+    found = open_backbone(onnx_file(SIDE, LEFT_HALF, flip=True, batch=2))(colours())
+    halves = [colours()[:, :, part].astype(np.float64).mean(axis=(1, 2)) for part in (slice(56), slice(56, None))]
+    np.testing.assert_allclose(unit(found), unit(unit(halves[0]) + unit(halves[1])), atol=1e-6)
+    lengths = np.linalg.norm(halves, axis=2).mean(axis=0)
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), lengths, rtol=1e-5)
+    assert found.dtype == np.float32
+
+
+def test_flip_of_the_real_network_does_not_tell_a_face_from_its_mirror_image(
+    backbone_config: BackboneConfig, faces: np.ndarray
 ) -> None:
-    np.testing.assert_array_equal(OnnxBackbone(backbone_config)(faces), sface(faces))
+    flipped = open_backbone(replace(backbone_config, flip=True))
+    np.testing.assert_allclose(flipped(faces), flipped(faces[:, :, ::-1]), atol=1e-5)
+    assert flipped(faces[:0]).shape == (0, 128)
+
+
+def test_flip_of_an_output_that_is_not_finite_is_not_finite(onnx_file: OnnxFile) -> None:
+    nodes = [SIDE[0], helper.make_node("ReduceMean", ["left"], ["m"], axes=[2, 3], keepdims=0)]
+    backbone = open_backbone(onnx_file([*nodes, helper.make_node("Div", ["m", "m"], ["y"])], LEFT_HALF, flip=True))
+    given = np.full((1, 112, 112, 3), 9, np.uint8)
+    given[:, :, 56:] = 0
+    assert not np.isfinite(backbone(given)).any()
+
+
+def test_flip_is_never_left_out_in_silence(onnx_file: OnnxFile) -> None:
+    config = onnx_file([MEANS], flip=True)
+    with pytest.raises(ValueError, match="open_backbone"):
+        OnnxBackbone(config)
+    backbone = open_backbone(config)
+    assert isinstance(backbone, Mirrored)
+    assert backbone.config == replace(config, runtime=backbone.plain.config.runtime)
+    assert backbone.device
+    assert backbone.reason
+
+
+def test_the_address_has_what_an_embedding_depends_on_and_nothing_else() -> None:
+    base = BackboneConfig()
+    unrelated = {
+        "path": "elsewhere.onnx",
+        "name": "alias",
+        "runtime": "onnxruntime",
+        "self_test": (0.1,),
+        "url": "somewhere",
+        "licence": "some",
+        "training_data": "some",
+    }
+    assert set(unrelated) == set(NO_ADDRESS)
+    assert address(replace(base, **unrelated)) == address(base)
+    assert address(replace(base, batch=32)) == address(base)
+    changes = (
+        {"sha256": "0"},
+        {"backend": "torch"},
+        {"architecture": "iresnet50"},
+        {"width": 512},
+        {"alignment": "dlib150"},
+        {"channels": "bgr"},
+        {"mean": 1.0},
+        {"scale": 0.5},
+        {"flip": True},
+        {"dtype": "bfloat16"},
+    )
+    assert {name for change in changes for name in change} == set(address(base))
+    for change in changes:
+        assert address(replace(base, **change)) != address(base)
+
+
+@pytest.mark.parametrize("other", [{"dtype": "bfloat16"}, {"backend": "torch"}], ids=["bfloat16", "torch"])
+def test_the_batch_is_part_of_the_address_where_it_is_not_known_to_change_nothing(other: dict) -> None:
+    base = BackboneConfig(**other)
+    assert address(replace(base, batch=32)) != address(base)

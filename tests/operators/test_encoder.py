@@ -10,10 +10,11 @@ from onnx import helper, numpy_helper
 from operators.backbones import BackboneConfig
 from operators.encoder import UNUSABLE, Encoder
 from operators.errors import SchemaMismatch
-from operators.tables import FACE, FACES, embedded_unit, embeddings, nest, unnest
+from operators.records import FACE, FACES, embedded_unit, embeddings, nest, unnest
 
 OnnxFile = Callable[..., BackboneConfig]
-KEPT = ("key", "identity", "digest", "faces_found", "detector_score", "box")
+FOUND = ("faces_found", "detector_score", "box", "landmarks", "face_size", "sharpness")
+KEPT = ("key", "identity", "digest", *FOUND)
 MEANS = helper.make_node("ReduceMean", ["x"], ["means"], axes=[2, 3], keepdims=0)
 
 
@@ -36,7 +37,9 @@ def row(key: str, face: np.ndarray | None, status: str = "no_face") -> dict:
     shared = {"key": key, "identity": key if key > "c" else None, "digest": key * 64}
     if face is None:
         return shared | {"status": status, "error": f"why {key}", "faces_found": None}
+    marks = [at / 4 for at in range(10)]
     found = {"faces_found": 2, "detector_score": 0.75, "box": [1.0, 2.0, 3.0, 4.5], "crop": face.tobytes()}
+    found |= {"landmarks": marks, "face_size": 3.0, "sharpness": 55.5}
     return shared | {"status": "ok", "error": None} | found
 
 
@@ -58,6 +61,7 @@ def test_failed_rows_stay_in_place_without_a_vector(means: Encoder) -> None:
     found = embeddings(3).check(means.embed(faces(*MIXED))).to_pylist()
     given = faces(*MIXED).to_pylist()
     assert [{name: r[name] for name in KEPT} for r in found] == [{name: r[name] for name in KEPT} for r in given]
+    assert [[r[name] is None for name in FOUND] for r in found] == [[r["vector"] is None] * 6 for r in found]
     assert [(r["status"], r["error"]) for r in found] == [(r["status"], r["error"]) for r in given]
     assert [r["vector"] is None for r in found] == [True, False, True, False, False, True]
     assert [r["norm"] is None for r in found] == [True, False, True, False, False, True]
@@ -178,10 +182,28 @@ def test_a_table_that_is_not_one_unit_is_refused(means: Encoder, count: int) -> 
 
 
 def test_a_table_under_another_contract_is_refused(means: Encoder) -> None:
-    with pytest.raises(SchemaMismatch, match="faces/1"):
+    with pytest.raises(SchemaMismatch, match="faces/2"):
         means(pa.table({"unit": ["u"]}))
 
 
 def test_vectors_are_stored_in_half_precision(means: Encoder) -> None:
     column = means.embed(faces(*MIXED)).schema.field("vector")
     assert column.type == pa.list_(pa.float16(), 3)
+
+
+def test_the_crop_of_the_models_alignment_is_embedded(onnx_file: OnnxFile) -> None:
+    """Each crop has a colour of its own, and the network says which it saw."""
+    chip = np.full((150, 150, 3), (0, 8, 6), np.uint8)
+    rows = [row("a", None), row("b", picture(3, 4, 0)) | {"crop_dlib150": chip.tobytes()}]
+    nodes = [MEANS, helper.make_node("Identity", ["means"], ["y"])]
+    dlib = Encoder(onnx_file(nodes, takes=("N", 3, "H", "W"), alignment="dlib150"))
+    arcface = Encoder(onnx_file(nodes, takes=("N", 3, "H", "W")))
+    assert arcface.embed(faces(*rows))["vector"].to_pylist() == [None, [np.float16(0.6), np.float16(0.8), 0]]
+    assert dlib.embed(faces(*rows))["vector"].to_pylist() == [None, [0, np.float16(0.8), np.float16(0.6)]]
+
+
+def test_faces_without_the_crop_that_the_model_needs_are_refused(onnx_file: OnnxFile) -> None:
+    nodes = [MEANS, helper.make_node("Identity", ["means"], ["y"])]
+    dlib = Encoder(onnx_file(nodes, takes=("N", 3, "H", "W"), alignment="dlib150"))
+    with pytest.raises(SchemaMismatch, match="3 faces have no dlib150 crop"):
+        dlib.embed(faces(*MIXED))

@@ -1,9 +1,12 @@
 """The per-image boundary: every image is one row in its place, with a face or with the reason why there is none."""
 
+import ctypes
 import logging
 import os
+import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -12,12 +15,17 @@ import pyarrow as pa
 import pytest
 
 from operators import faces as module
-from operators.errors import FormatError, ModelError, SchemaMismatch
+from operators.alignment import align, realign
+from operators.detectors import YuNet
+from operators.errors import ConfigError, FormatError, ModelError, SchemaMismatch
 from operators.faces import FaceConfig, FacePreparation, crops
 from operators.images import ImageFault, ImageLimits
-from operators.tables import FACE, FACES, STATUSES, UNITS, unnest
+from operators.quality import sharpness
+from operators.records import FACE, FACES, unnest
+from operators.sandbox import Sandbox
+from operators.tables import STATUSES, UNITS
 
-ALIGNED = FaceConfig(mode="aligned")
+ALIGNED = FaceConfig(mode="aligned", isolate=False)
 Encode = Callable[..., bytes]
 UnitTable = Callable[..., pa.Table]
 
@@ -110,11 +118,12 @@ def test_every_bad_image_is_a_row_with_its_reason_and_the_good_ones_are_prepared
             assert len(row["crop"]) == 112 * 112 * 3
             assert row["faces_found"] == 1
             assert 0.6 < row["detector_score"] < 1
+            assert row["face_size"] == min(row["box"][2:])
+            assert row["crop_dlib150"] is None
         else:
             assert reason in row["error"]
-            assert row["crop"] is None
-            assert row["box"] is None
-            assert row["detector_score"] is None
+            kept = ("key", "identity", "digest", "status", "error")
+            assert {name for name in row if row[name] is not None} <= set(kept)
 
 
 def test_a_portrait_is_aligned_as_opencv_aligns_it(
@@ -131,6 +140,9 @@ def test_a_portrait_is_aligned_as_opencv_aligns_it(
         ours = np.frombuffer(found["crop"], np.uint8).reshape(112, 112, 3)
         assert np.abs(ours.astype(int) - theirs).max() <= 2
         np.testing.assert_allclose(found["box"], row[:4], atol=1e-3)
+        np.testing.assert_allclose(found["landmarks"], row[4:14], atol=1e-3)
+        grey = cv2.cvtColor(ours.astype(np.float32), cv2.COLOR_RGB2GRAY)
+        assert found["sharpness"] == pytest.approx(cv2.Laplacian(grey, cv2.CV_32F)[1:-1, 1:-1].var(), rel=1e-3)
         assert found["detector_score"] == pytest.approx(float(row[-1]), abs=1e-4)
 
 
@@ -164,6 +176,91 @@ def test_the_larger_face_is_taken_even_if_the_smaller_is_surer(face_config: Face
     found = preparation.prepare(encode(np.full((112, 112, 3), 200, np.uint8)))
     assert (found["detector_score"], found["box"], found["faces_found"]) == (0.61, [10, 20, 60, 60], 2)
     assert min(found["crop"][len(found["crop"]) // 2 :][: 112 * 3]) == 200
+
+
+def planted(face_config: FaceConfig, *boxes: tuple[float, float, float, float], **options: object) -> FacePreparation:
+    """A preparation that finds faces with these boxes, the first the surest."""
+    marks = np.array([[38, 52], [74, 52], [56, 72], [42, 92], [71, 92]], np.float32)
+    found = [module.Detection(np.array(box, np.float32), marks, 0.9 - at / 100) for at, box in enumerate(boxes)]
+    preparation = FacePreparation(replace(face_config, **options))
+    preparation.detector = lambda image: found
+    return preparation
+
+
+@pytest.mark.parametrize(
+    ("boxes", "chosen"),
+    [
+        ([(130, 80, 40, 40)], 0),
+        ([(0, 0, 60, 60), (130, 80, 40, 40)], 1),  # 3600 - 2 (120^2 + 70^2) < 1600, the centre is (149.5, 99.5)
+        ([(120, 70, 60, 60), (130, 80, 40, 40)], 0),
+        ([(180, 80, 40, 40), (120, 80, 40, 40)], 1),  # alike in size, 50 and 10 pixels from the centre
+        ([(60, 70, 100, 100), (130, 80, 40, 40)], 0),  # 10,000 - 2 (39.5^2 + 20.5^2) > 1,600
+        ([(50, 50, 100, 100), (130, 80, 40, 40)], 0),  # 10,000 - 2 (49.5^2 + 0.5^2) > 1,600
+        ([(30, 50, 100, 100), (130, 80, 40, 40)], 1),  # 10,000 - 2 (69.5^2 + 0.5^2) < 1,600
+        ([(130, 80, 40, 40), (130, 80, 40, 40)], 0),  # the surer one
+    ],
+)
+def test_the_largest_central_face_weighs_its_area_against_its_distance_from_the_centre(
+    face_config: FaceConfig, encode: Encode, boxes: list, chosen: int
+) -> None:
+    """InsightFace's rule, by hand for a picture of 300 x 200: area less twice the squared distance."""
+    photo = encode(np.zeros((200, 300, 3), np.uint8))
+    found = planted(face_config, *boxes, several="largest_central").prepare(photo)
+    assert (found["box"], found["faces_found"]) == (list(boxes[chosen]), len(boxes))
+    assert found["detector_score"] == pytest.approx(0.9 - chosen / 100)
+
+
+@pytest.mark.parametrize("factor", [1, 3])
+def test_the_choice_of_the_central_face_does_not_hang_on_the_resolution(
+    face_config: FaceConfig, encode: Encode, factor: int
+) -> None:
+    boxes = [tuple(side * factor for side in box) for box in [(0, 0, 60, 60), (30, 50, 100, 100), (130, 80, 40, 40)]]
+    photo = encode(np.zeros((200 * factor, 300 * factor, 3), np.uint8))
+    assert planted(face_config, *boxes, several="largest_central").prepare(photo)["box"] == list(boxes[2])
+
+
+@pytest.mark.parametrize("several", ["largest", "largest_central", "reject"])
+def test_faces_that_are_too_small_are_passed_over(face_config: FaceConfig, encode: Encode, several: str) -> None:
+    """The shorter side counts, also where it is the height; 40 pixels are enough for a limit of 40."""
+    photo = encode(np.zeros((200, 300, 3), np.uint8))
+    boxes = [(130, 80, 39.5, 300), (0, 0, 40, 41), (145, 95, 10, 10), (100, 50, 200, 39)]
+    found = planted(face_config, *boxes, several=several, min_face=40).prepare(photo)
+    assert (found["box"], found["face_size"], found["faces_found"]) == ([0, 0, 40, 41], 40, 4)
+    with pytest.raises(ImageFault, match=r"face of 40\.0 pixels; the limit is 41 \(faces\.min_face\)") as caught:
+        planted(face_config, *boxes, several=several, min_face=41).prepare(photo)
+    assert caught.value.status == "too_small"
+    assert caught.value.status in STATUSES
+    with pytest.raises(ImageFault) as caught:
+        planted(face_config, several=several, min_face=41).prepare(photo)
+    assert caught.value.status == "no_face"
+
+
+def test_a_face_is_found_once_and_cut_out_for_every_alignment(
+    face_config: FaceConfig, portraits: list[np.ndarray], encode: Encode, unit_table: UnitTable, tmp_path: Path
+) -> None:
+    """The crops are those of preparations for one alignment each, and the columns not asked for stay empty."""
+    for name, data in {"a": encode(portraits[0]), "b": b"", "c": encode(portraits[1])}.items():
+        (tmp_path / f"{name}.png").write_bytes(data)
+    made = {}
+    for alignments in [("arcface112",), ("dlib150",), ("arcface112", "dlib150"), ("dlib150", "arcface112")]:
+        preparation = FacePreparation(face_config, alignments)
+        detector, calls = preparation.detector, []
+        preparation.detector = lambda image, detector=detector, calls=calls: calls.append(1) or detector(image)
+        made[alignments] = unnest(FACES.check(preparation(unit_table(tmp_path))), "faces")
+        assert len(calls) == 2
+    arcface, dlib, both, swapped = made.values()
+    assert both.equals(swapped)
+    assert arcface["crop_dlib150"].null_count == dlib["crop"].null_count == 3
+    assert both["crop"].equals(arcface["crop"])
+    assert both["crop_dlib150"].equals(dlib["crop_dlib150"])
+    others = [name for name in both.column_names if not name.startswith("crop")]
+    assert both.select(others).equals(arcface.select(others))
+    assert both.select(others).equals(dlib.select(others))
+    assert crops(both).shape == (2, 112, 112, 3)
+    assert crops(both, "dlib150").shape == (2, 150, 150, 3)
+    for at, portrait in ((0, portraits[0]), (1, portraits[1])):
+        landmarks = np.array(both["landmarks"].drop_null()[at].as_py()).reshape(5, 2)
+        np.testing.assert_array_equal(crops(both, "dlib150")[at], align(portrait, landmarks, "dlib150"))
 
 
 def test_a_detection_without_extent_is_no_face(face_config: FaceConfig, encode: Encode) -> None:
@@ -201,7 +298,28 @@ def test_aligned_faces_pass_unchanged_and_others_are_refused(
     }
     assert found["c.png"]["error"] == "111 x 112 pixels; `aligned` takes 112 x 112. Use faces.mode=detect"
     assert found["d.png"]["error"].startswith("224 x 112 pixels")
-    assert [found["a.png"][name] for name in ("faces_found", "detector_score", "box")] == [1, None, None]
+    unknown = ("detector_score", "box", "landmarks", "face_size")
+    assert [found["a.png"][name] for name in ("faces_found", *unknown)] == [1, None, None, None, None]
+    assert found["a.png"]["sharpness"] == pytest.approx(sharpness(face))
+
+
+def test_an_aligned_face_gives_the_other_alignments_too(encode: Encode) -> None:
+    face = np.random.default_rng(0).integers(0, 256, (112, 112, 3), np.uint8)
+    found = FacePreparation(ALIGNED, ("dlib150",)).prepare(encode(face))
+    assert "crop" not in found
+    assert found["crop_dlib150"] == realign(face, "dlib150").tobytes()
+    assert FacePreparation(ALIGNED, ("dlib150", "arcface112")).prepare(encode(face))["crop"] == face.tobytes()
+
+
+def test_an_unknown_alignment_is_refused_before_any_image_is_read() -> None:
+    with pytest.raises(ConfigError, match="'arcface' is not known"):
+        FacePreparation(ALIGNED, ("arcface112", "arcface"))
+
+
+def test_the_kind_of_the_detector_decides_how_its_file_is_read(face_config: FaceConfig) -> None:
+    with pytest.raises(ModelError, match="no SCRFD with landmarks"):
+        FacePreparation(replace(face_config, kind="scrfd"))
+    assert type(module.open_detector(face_config)) is YuNet
 
 
 def test_aligned_mode_needs_no_detector_file() -> None:
@@ -341,6 +459,10 @@ def test_crops_are_those_of_the_ok_rows_in_order() -> None:
     np.testing.assert_array_equal(crops(table), pictures)
     np.testing.assert_array_equal(crops(pa.concat_tables([table.slice(0, 2), table.slice(2)])), pictures)
     np.testing.assert_array_equal(crops(table.slice(2)), pictures[1:])
+    with pytest.raises(SchemaMismatch, match="3 faces have no dlib150 crop"):
+        crops(table, "dlib150")
+    with pytest.raises(ConfigError, match="'dlib' is not known"):
+        crops(table, "dlib")
 
 
 @pytest.mark.parametrize(
@@ -348,6 +470,8 @@ def test_crops_are_those_of_the_ok_rows_in_order() -> None:
     [
         ({"mode": "x"}, "mode.*'x'"),
         ({"several": "first"}, "several.*'first'"),
+        ({"kind": "mtcnn"}, "kind must be one of yunet, scrfd. Got 'mtcnn'"),
+        ({"min_face": -1}, "min_face must be 0 or more. Got -1"),
         ({"min_score": 0.0}, "between 0 and 1"),
         ({"min_score": 1.0}, "between 0 and 1"),
         ({"longest_side": 63}, "at least 64"),
@@ -356,3 +480,61 @@ def test_crops_are_those_of_the_ok_rows_in_order() -> None:
 def test_impossible_configurations_are_refused(wrong: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         FaceConfig(**wrong)
+
+
+POISON = b"BM"
+"""How the images of the tests below begin that their decoder does not survive: BMP, so that they are let in."""
+
+
+def deadly(data: bytes, limits: object) -> np.ndarray:
+    """A decoder that some images crash, some hang, and some ask for all memory."""
+    what = data[2:6].decode()
+    if what == "dead":
+        ctypes.string_at(0)
+    if what == "hang":
+        time.sleep(60)
+    if what == "more":
+        return np.ones((1 << 36,), np.uint8)
+    return np.full((112, 112, 3), 90, np.uint8)
+
+
+def deadly_preparation(config: FaceConfig) -> Callable[[bytes], dict[str, object]]:
+    module.decode = deadly
+    preparation = FacePreparation(config)
+    preparation.confined = True
+    return preparation.guarded
+
+
+def test_images_that_crash_hang_or_eat_memory_become_rows_and_cost_nothing_else(
+    unit_table: UnitTable, tmp_path: Path
+) -> None:
+    names = [b"fine", b"dead", b"fine", b"hang", b"more", b"dead", b"fine"]
+    for i, what in enumerate(names):
+        (tmp_path / f"{i}.bmp").write_bytes(POISON + what + bytes([i]))
+    unit = unit_table(tmp_path)
+    preparation = FacePreparation(replace(ALIGNED, isolate=True, limits=ImageLimits(seconds=1.0, memory_mb=512)))
+    preparation.sandbox = Sandbox(partial(deadly_preparation, ALIGNED), seconds=1.0, memory_bytes=1 << 29)
+    rows = unnest(preparation(unit), "faces").to_pylist()
+    assert [row["status"] for row in rows] == ["ok", "crashed", "ok", "timed_out", "crashed", "crashed", "ok"]
+    assert "signal 11" in rows[1]["error"] and "1 second" in rows[3]["error"]
+    assert [row["crop"] is None for row in rows] == [row["status"] != "ok" for row in rows]
+
+
+def test_an_isolated_worker_gives_the_rows_of_one_that_is_not(
+    face_config: FaceConfig, portraits: list[np.ndarray], encode: Encode, unit_table: UnitTable, tmp_path: Path
+) -> None:
+    files = {f"{i}.png": encode(portrait) for i, portrait in enumerate(portraits)} | {
+        "x.jpg": b"no image",
+        "y.png": b"",
+    }
+    files["copy.png"] = files["0.png"]
+    for key, data in files.items():
+        (tmp_path / key).write_bytes(data)
+    unit = unit_table(tmp_path)
+    plain = FacePreparation(face_config)
+    calls: list[bytes] = []
+    guarded = plain.guarded
+    plain.guarded = lambda data: calls.append(data) or guarded(data)  # type: ignore[method-assign]
+    expected = unnest(plain(unit), "faces")
+    assert len(calls) == len(files) - 1, "images of equal bytes are prepared once"
+    assert unnest(FacePreparation(replace(face_config, isolate=True))(unit), "faces").equals(expected)

@@ -1,9 +1,13 @@
+import json
+
 import numpy as np
 import pytest
 import torch
 
 from operators import vectors
-from operators.mixed import MixedEngine, operand
+from operators.engines import Wanted
+from operators.kernels import _as_bits
+from operators.mixed import MixedEngine, exact_products, operand
 
 DTYPES = [torch.bfloat16, torch.float32]
 
@@ -21,7 +25,8 @@ def test_no_score_is_further_off_than_the_stated_error(dtype: torch.dtype, width
     rows, columns = engine.errors(queries)
     low = torch.mm(queries.low_ND, engine.gallery.low_ND.T).double().numpy()
     off = np.abs(low - vectors.exact_matrix(left, right))
-    assert (off <= rows[:, None]).all() and (off <= columns[None]).all()
+    rounding = engine.rounding * np.abs(low)
+    assert (off <= rows[:, None] + rounding).all() and (off <= columns[None] + rounding).all()
     assert dtype == torch.float32 or off.max() > rows.min() / 10  # and the bound is not idle
 
 
@@ -32,7 +37,8 @@ def test_coordinates_half_way_between_two_bf16_numbers_stay_within_the_error() -
     engine = MixedEngine(halfway, torch.bfloat16)
     queries = operand(halfway, torch.bfloat16)
     low = torch.mm(queries.low_ND, engine.gallery.low_ND.T).double().numpy()
-    assert abs(low - vectors.exact_matrix(halfway, halfway)).max() <= engine.errors(queries)[0][0]
+    off = abs(low - vectors.exact_matrix(halfway, halfway)).max()
+    assert off <= engine.errors(queries)[0][0] + engine.rounding * low[0, 0]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -49,7 +55,54 @@ def test_bits_order_as_scores_do_and_bars_are_rounded_down(dtype: torch.dtype) -
     engine = MixedEngine(heavy(3, 4, 8), dtype)
     scores = torch.tensor([-1.0, -1e-3, 0.0, 1e-30, 0.1, 0.4999, 0.5, 0.5001, 1.0]).to(dtype)
     for bar in [-0.5, 0.0, 1e-30, 0.1, 0.3, 0.5, 0.7, 1.0, float("-inf")]:
-        reached = scores.view(engine.bits) >= engine.as_bits(np.array([bar]))
+        assert _as_bits(bar, np.iinfo(engine.as_bits(np.zeros(1)).dtype).min) == engine.as_bits(np.array([bar]))[0]
+        reached = scores.view(engine.bits) >= torch.from_numpy(engine.as_bits(np.array([bar])))
         assert reached[scores.double() >= bar].all()
         if bar > 0:
             assert not reached[scores.double() < bar * (1 - 2.0**-6)].any()
+
+
+def test_products_are_exact_whatever_was_set_before() -> None:
+    cuda = torch.backends.cuda.matmul
+    torch.set_float32_matmul_precision("medium")
+    cuda.allow_fp16_reduced_precision_reduction = cuda.allow_bf16_reduced_precision_reduction = True
+    exact_products()
+    assert torch.get_float32_matmul_precision() == "highest"
+    assert not cuda.allow_tf32
+    assert not cuda.allow_fp16_reduced_precision_reduction and not cuda.allow_bf16_reduced_precision_reduction
+    assert torch.backends.mkldnn.matmul.fp32_precision == "ieee"
+
+
+def test_opening_an_engine_undoes_a_hostile_setting() -> None:
+    torch.set_float32_matmul_precision("medium")
+    MixedEngine(heavy(0, 4, 8))
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+@pytest.mark.parametrize("dtype", [None, *DTYPES])
+def test_an_engine_tells_what_it_computes_with(dtype: torch.dtype | None) -> None:
+    stored = heavy(1, 60, 32)
+    engine = MixedEngine(stored, dtype)
+    about = json.loads(json.dumps(engine.about))
+    assert list(about) == ["engine", "device", "dtype", "residual", "accumulation", "margin", "reason"]
+    assert (about["engine"], about["device"], about["dtype"]) == ("mixed", "cpu", str(engine.dtype).split(".")[1])
+    assert about["residual"] == operand(stored, engine.dtype).residual_N.max()
+    assert about["margin"] >= engine.errors(operand(stored, engine.dtype))[0].max()
+    assert about["reason"] == "given" if dtype else "float32" in about["reason"]
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_queries_in_an_order_that_raises_bars_slowly_cost_nothing_and_lose_nothing(order: int) -> None:
+    """Queries come closer and closer to the gallery, or move away from it."""
+    rng = np.random.default_rng(0)
+    centre = rng.standard_normal(64)
+    noise = np.linspace(3, 0.5, 700)[::order, None]
+    queries = vectors.normalise(centre + noise * rng.standard_normal((700, 64)))[0]
+    gallery = vectors.normalise(centre + rng.standard_normal((90, 64)))[0]
+    found = MixedEngine(gallery, torch.bfloat16).propose(queries, Wanted(1, 2, None))
+    exact = vectors.exact_matrix(queries, gallery)
+    np.testing.assert_array_equal(found.cosine, exact[found.query, found.group])
+    proposed = np.zeros(exact.shape, bool)
+    proposed[found.query, found.group] = True
+    assert (proposed[exact >= np.sort(exact, axis=0)[-2]]).all() and proposed[np.arange(700), exact.argmax(1)].all()
+    assert proposed.sum() < 0.1 * proposed.size

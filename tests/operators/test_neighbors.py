@@ -56,9 +56,10 @@ def search(rows: np.ndarray, vectors: np.ndarray, engine: str, *wanted: object) 
 
 @pytest.fixture(params=["as it is", "thinned out often"])
 def budget(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The mixed engine also where it must settle in the middle of a pass, and with products smaller than the data."""
+    """The mixed engine also where it settles and hands over pairs in between, with products smaller than the data."""
     if request.param != "as it is":
         monkeypatch.setattr(tilepass, "BUDGET", 50)
+        monkeypatch.setattr(tilepass, "ROOM", 1)
         monkeypatch.setattr(tilepass, "CHUNK", 64)
         monkeypatch.setattr(tilepass, "TILE", 64)
 

@@ -9,7 +9,8 @@ import pyarrow as pa
 import pytest
 
 from operators.errors import CapacityError, ConfigError
-from operators.tables import CANDIDATES, FINDINGS, REJECTS, UNITS, embeddings
+from operators.records import embeddings
+from operators.tables import CANDIDATES, FINDINGS, REJECTS, UNITS
 from operators.vectors import normalise, to_arrow
 from pipeline.assess import assess
 from pipeline.config import AuditConfig

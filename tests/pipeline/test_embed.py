@@ -15,7 +15,8 @@ from cluster.faults import IncompleteTable, StorageError
 from operators.backbones import BackboneConfig
 from operators.errors import FormatError, ModelError
 from operators.faces import FaceConfig
-from operators.tables import REJECTS, UNITS, embeddings
+from operators.records import embeddings
+from operators.tables import REJECTS, UNITS
 from pipeline.config import AuditConfig
 from pipeline.embed import embed, embedding_key, unit_store
 from pipeline.scan import scan

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from operators.errors import FormatError
-from operators.tables import UNITS, unnest
+from operators.records import unnest
+from operators.tables import UNITS
 from pipeline.config import AuditConfig
 from pipeline.scan import scan
 from pipeline.stage import Run

@@ -12,14 +12,16 @@ import pyarrow.compute as pc
 import pytest
 
 from cluster.faults import IncompleteTable
-from operators.tables import NEIGHBOURS, PAIRS, UNITS, Table, embeddings
+from operators.records import embeddings
+from operators.tables import CLOSEST, NEIGHBOURS, PAIRS, UNITS, Table
 from operators.vectors import to_arrow
 from pipeline import __main__ as command
 from pipeline import verify as module
 from pipeline.audit import STAGES
 from pipeline.config import load
+from pipeline.coverage import COVERAGE
 from pipeline.embed import unit_store
-from pipeline.search import BLOCKS, search
+from pipeline.search import finished, search
 from pipeline.stage import Run
 from pipeline.verify import VerifyConfig, verify
 
@@ -41,12 +43,18 @@ def opened(audited: Path, tmp_path: Path) -> Iterator[Opened]:
     return build
 
 
-def recommit(run: Run, name: str, contract: Table, altered: Altered) -> None:
-    """Commit the table `name` of the only block again, altered, with a marker that fits it."""
-    key = f"{name}-{run.table('search', 'blocks', BLOCKS)['block'][0].as_py()}"
-    made = run.commit("search", key)
-    table = altered(run.table("search", key, contract))
-    run.save("search", key, contract, table, key=made.key, **made.facts)
+def part(run: Run, contract: Table) -> str:
+    """The first part that follows `contract` and has rows."""
+    comparison, wanted = finished(run)
+    names = (name for name, kind in wanted.names(comparison) if kind is contract)
+    return next(name for name in names if run.commit("search", name).rows)
+
+
+def recommit(run: Run, contract: Table, altered: Altered) -> None:
+    """Commit the first part that follows `contract` again, altered, with a marker that fits it."""
+    name = part(run, contract)
+    made = run.commit("search", name)
+    run.save("search", name, contract, altered(run.table("search", name, contract)), key=made.key, **made.facts)
 
 
 def replaced(table: pa.Table, name: str, at: int, value: object) -> pa.Table:
@@ -82,38 +90,42 @@ def test_a_run_as_it_was_made_passes_and_the_manifest_says_what_was_checked(
     with opened("verify.rows=20", "verify.images=30") as run:
         before = {path: path.read_bytes() for path in run.folder.rglob("*.parquet")}
         verify(run)
-        gallery = sum(run.commit("embed", arm).facts["status"]["ok"] for arm in ARMS)
+        audited = {role: run.commit("embed", role).facts["status"]["ok"] for role in ("release", *ARMS)}
         facts = recorded(run)
         assert facts["outcome"] == "equal" and facts["differences"] == 0
-        assert facts["release_images"] == 20 and facts["comparisons"] == 20 * gallery
+        columns = sum(min(20, audited[arm]) for arm in ARMS)
+        made = 20 * sum(audited[arm] for arm in ARMS) + columns * audited["release"]
+        assert facts["release_images"] == 20 and facts["gallery_images"] == columns
+        assert facts["comparisons"] == made
         assert facts["images"] == 30 and 0 < facts["bit_equal"] <= facts["embedded"] <= 30
         assert facts["lowest_cosine"] >= 0.999
-        assert facts["search"] == run.commit("search", "blocks").key
-        assert f"20 release images x 3 sets, {20 * gallery:,} comparisons recomputed exactly: equal" in caplog.text
+        assert facts["search"] == run.commit("search", "coverage").key
+        said = f"20 release images x 3 sets and {columns:,} gallery images, {made:,} comparisons recomputed exactly"
+        assert f"{said}: equal" in caplog.text
         assert {path: path.read_bytes() for path in run.folder.rglob("*.parquet")} == before
 
 
 def test_all_images_can_be_checked_and_rejected_ones_are_among_them(
     opened: Opened, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "GROUP", 7)
+    monkeypatch.setattr("pipeline.recheck.GROUP", 7)
     with opened(ALL, "verify.images=100000") as run:
         status = [run.commit("embed", role).facts["status"] for role in run.config.sets.given()]
         verify(run)
         facts = recorded(run)
         assert facts["images"] == sum(sum(counts.values()) for counts in status)
         assert facts["embedded"] == sum(counts["ok"] for counts in status) < facts["images"]
-        assert facts["comparisons"] == sum(run.commit("search", "blocks").facts["comparisons"].values())
+        assert facts["comparisons"] == 2 * sum(run.commit("search", "coverage").facts["comparisons"].values())
 
 
 @pytest.mark.parametrize("direction", [-2.0, 2.0])
 def test_one_unit_in_the_last_place_of_a_cosine_is_seen(opened: Opened, direction: float) -> None:
     with opened(ALL, "verify.images=1") as run:
-        table = run.table("search", f"neighbours-{run.table('search', 'blocks', BLOCKS)['block'][0]}", NEIGHBOURS)
+        table = run.table("search", part(run, NEIGHBOURS), NEIGHBOURS)
         at = len(table) // 2
         row, arm, rank, cosine = (table[name][at].as_py() for name in ("release_row", "arm", "rank", "cosine"))
         near = float(np.nextafter(cosine, direction))
-        recommit(run, "neighbours", NEIGHBOURS, lambda table: replaced(table, "cosine", at, near))
+        recommit(run, NEIGHBOURS, lambda table: replaced(table, "cosine", at, near))
         with pytest.raises(IncompleteTable) as caught:
             verify(run)
         said = f"release row {row}, {arm}, place {rank}: cosine {near!r} is committed, {cosine!r} recomputed"
@@ -128,14 +140,27 @@ def test_a_dropped_pair_is_seen(opened: Opened, which: int) -> None:
         def dropped(table: pa.Table) -> pa.Table:
             return table.filter(pa.array(np.arange(len(table)) != which % len(table)))
 
-        recommit(run, "pairs", PAIRS, dropped)
+        recommit(run, PAIRS, dropped)
         with pytest.raises(IncompleteTable, match=r"search/pairs: release row \d+, \w+: \d+ rows are committed, \d+ "):
             verify(run)
 
 
+@pytest.mark.parametrize("column", ["release_row", "cosine"])
+def test_another_closest_release_image_is_seen(opened: Opened, column: str) -> None:
+    with opened(ALL, "verify.images=1") as run:
+        table = run.table("search", part(run, CLOSEST), CLOSEST)
+        row, arm, rank, old = (table[name][-1].as_py() for name in ("gallery_row", "arm", "rank", column))
+        new = old + 1 if column == "release_row" else float(np.nextafter(old, 2))
+        recommit(run, CLOSEST, lambda table: replaced(table, column, len(table) - 1, new))
+        said = rf"search/closest: gallery row {row}, {arm}, place {rank}: {column} {new!r} is committed, {old!r} recomp"
+        with pytest.raises(IncompleteTable, match=said):
+            verify(run)
+        assert recorded(run)["differences"] == 1
+
+
 def test_a_made_up_pair_is_seen(opened: Opened) -> None:
     with opened(ALL, "verify.images=1") as run:
-        recommit(run, "pairs", PAIRS, lambda table: pa.concat_tables([table, table.slice(0, 1)]))
+        recommit(run, PAIRS, lambda table: pa.concat_tables([table, table.slice(0, 1)]))
         with pytest.raises(IncompleteTable, match="search/pairs: release row"):
             verify(run)
 
@@ -153,22 +178,23 @@ def test_tied_neighbours_in_another_order_are_seen(opened: Opened) -> None:
         verify(run)
 
         def swapped(near: pa.Table) -> pa.Table:
-            rows = near["gallery_row"].to_pylist()
-            at = next(at for at, pair in enumerate(pairwise(rows)) if pair == (first, second))
+            rows = list(zip(near["arm"].to_pylist(), near["gallery_row"].to_pylist(), strict=True))
+            tied = (("training", first), ("training", second))
+            at = next(at for at, pair in enumerate(pairwise(rows)) if pair == tied)
             assert near["cosine"][at] == near["cosine"][at + 1]
             return replaced(replaced(near, "gallery_row", at, second), "gallery_row", at + 1, first)
 
-        recommit(run, "neighbours", NEIGHBOURS, swapped)
+        recommit(run, NEIGHBOURS, swapped)
         with pytest.raises(IncompleteTable, match=rf"gallery_row {second} is committed, {first} recomputed"):
             verify(run)
 
 
 def test_a_wrong_number_of_comparisons_is_seen(opened: Opened) -> None:
     with opened("verify.rows=1", "verify.images=1") as run:
-        made = run.commit("search", "blocks")
+        made = run.commit("search", "coverage")
         facts = {**made.facts, "comparisons": {**made.facts["comparisons"], "control": 3}}
-        run.save("search", "blocks", BLOCKS, run.table("search", "blocks", BLOCKS), key=made.key, **facts)
-        with pytest.raises(IncompleteTable, match=r"search/blocks, control: 3 comparisons are recorded, \d+ counted"):
+        run.save("search", "coverage", COVERAGE, run.table("search", "coverage", COVERAGE), key=made.key, **facts)
+        with pytest.raises(IncompleteTable, match=r"search/coverage, control: 3 comparisons are recorded, \d+ counted"):
             verify(run)
 
 
@@ -252,7 +278,7 @@ def test_every_difference_is_logged_by_number_and_none_by_name(
     opened: Opened, caplog: pytest.LogCaptureFixture
 ) -> None:
     with opened(ALL, "verify.images=1") as run:
-        recommit(run, "neighbours", NEIGHBOURS, lambda table: table.slice(0, 0))
+        recommit(run, NEIGHBOURS, lambda table: table.slice(0, 0))
         with pytest.raises(IncompleteTable, match=r"differences; the first 20 are in unveil\.log"):
             verify(run)
         keys = [
@@ -276,21 +302,15 @@ def test_a_run_of_other_options_or_none_is_refused_and_leaves_no_certificate(ope
         verify(run)
 
 
-def test_a_seed_gives_its_sample_again_and_another_seed_another(
-    opened: Opened, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    samples: list[tuple[object, ...]] = []
-    release, image = module._release_sample, module._image_sample
+def test_a_seed_gives_its_sample_again_and_another_seed_another(opened: Opened) -> None:
+    samples = []
     with opened() as run:
-        units = {role: run.table("scan", role, UNITS) for role in run.config.sets.given()}
+        units = pa.concat_tables([run.table("scan", role, UNITS) for role in run.config.sets.given()])
         for seed in (0, 0, 1):
-            seeded = opened(f"verify.seed={seed}", "verify.rows=9", "verify.images=9")
-            rows = release(seeded, units["release"])[1].tolist()
-            images = [(u["unit"], m.tolist()) for u, m in image(seeded, pa.concat_tables(units.values()))]
-            samples.append((rows, images))
-            assert len(set(rows)) == 9 and sum(len(m) for _, m in images) == 9
-    assert samples[0] == samples[1]
-    assert samples[0][0] != samples[2][0] and samples[0][1] != samples[2][1]
+            images = list(module._image_sample(opened(f"verify.seed={seed}", "verify.images=9"), units))
+            samples.append([(unit["unit"], members.tolist()) for unit, members in images])
+            assert sum(len(members) for _, members in images) == 9
+    assert samples[0] == samples[1] != samples[2]
 
 
 @pytest.mark.parametrize(("name", "value"), [("rows", 0), ("images", 0), ("rows", -5), ("seed", -1)])
@@ -305,7 +325,7 @@ def test_the_verb_ends_with_1_after_a_difference_and_is_no_part_of_run(
     words = ["verify", str(audited), "verify.rows=2", "verify.images=2"]
     run = opened()
     assert command.main([*words, f"out={run.folder}"]) == 0
-    recommit(run, "neighbours", NEIGHBOURS, lambda table: table.slice(0, 0))
-    assert command.main([*words, f"out={run.folder}"]) == 1
+    recommit(run, NEIGHBOURS, lambda table: table.slice(0, 0))
+    assert command.main([*words, ALL, f"out={run.folder}"]) == 1
     assert "unveil: " in capsys.readouterr().err
     assert "verify" not in STAGES
