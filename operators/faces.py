@@ -163,7 +163,7 @@ class FacePreparation:
             return self.prepare(data)
         except ImageFault as fault:
             return _rejected(fault)
-        except Exception as error:  # noqa: BLE001 - the per-image boundary: a decoder's surprise must not end the run
+        except Exception as error:  # the per-image boundary: a decoder's surprise must not end the run
             if self.confined and isinstance(error, MemoryError):
                 raise  # earlier images may have used the memory up: the sandbox tries this one alone
             name = type(error).__name__

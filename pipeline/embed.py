@@ -9,11 +9,13 @@ file is committed under this embedder and preparation are not computed again, by
 store.
 """
 
+import json
 import logging
 import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -22,7 +24,7 @@ import pyarrow.compute as pc
 from cluster.faults import IncompleteTable, StorageError
 from cluster.pool import original_errors
 from cluster.resources import Resources
-from cluster.storage import Commit, Store
+from cluster.storage import Commit, Store, to_json, write_private
 from operators.backbones import BackboneConfig, address
 from operators.encoder import Encoder
 from operators.errors import FormatError
@@ -34,6 +36,10 @@ from pipeline.progress import Progress
 from pipeline.stage import Run, fingerprint
 
 log = logging.getLogger(__name__)
+
+
+RUNTIME = "runtime.json"
+"""Beside the embeddings of a model: what ran it when the first of them were made."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,7 +108,9 @@ def _embed_units(pending: pa.Table, run: Run) -> None:
     workers = run.config.embed
     opening = ray.remote(num_cpus=workers.encode.cpus, num_gpus=workers.encode.gpus)(_open_models)
     with original_errors():
-        models = ray.get(opening.remote(faces, models))  # with the runtime that was chosen: all workers use one
+        models = ray.get(opening.remote(faces, _as_begun(models, roots)))
+    for model, root in zip(models, roots, strict=True):
+        write_private(Path(root) / RUNTIME, to_json({"runtime": model.runtime}))
     made = ray.data.from_arrow([pending.slice(at, 1) for at in range(pending.num_rows)]).map_batches(
         FacePreparation, fn_constructor_args=(faces, alignments), **workers.prepare.map_options()
     )
@@ -125,6 +133,18 @@ def _embed_units(pending: pa.Table, run: Run) -> None:
             raise StorageError(row["fault"])
         progress.add(row["images"], row["failed"])
     progress.end()
+
+
+def _as_begun(models: Sequence[BackboneConfig], roots: Sequence[str]) -> list[BackboneConfig]:
+    """The models, with `auto` as it was chosen when their stores were begun: another choice has other last bits."""
+    begun = []
+    for model, root in zip(models, roots, strict=True):
+        path = Path(root) / RUNTIME
+        chosen = model.runtime
+        if chosen == "auto" and path.exists():
+            chosen = str(json.loads(path.read_bytes())["runtime"])
+        begun.append(replace(model, runtime=chosen))
+    return begun
 
 
 class UnitEncoder:
@@ -150,7 +170,7 @@ class UnitEncoder:
 def _open_models(faces: FaceConfig, models: Sequence[BackboneConfig]) -> list[BackboneConfig]:
     """Open all models once where they will run: a missing or wrong file is reported as itself, before any work.
 
-    Returns the models with what `auto` came to, so that the workers of one run do not choose differently.
+    Returns the models with what `auto` came to, so that no two workers of a run, or of its resumption, differ.
     """
     FacePreparation(faces, tuple(dict.fromkeys(model.alignment for model in models)))
     return [Encoder(model).backbone.config for model in models]

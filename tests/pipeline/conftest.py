@@ -68,7 +68,7 @@ def write_config(corpus: Path, folder: Path) -> Path:
         "out": str(folder / "run"),
         "sets": {role: {"uri": str(corpus / role)} for role in ("release", "training", "control", "anchor")},
         "faces": {"detector": str(ROOT / "models" / "yunet_2023mar.onnx")},
-        "embedder": {"path": str(ROOT / "models" / "sface_2021dec.onnx")},
+        "embedder": {"path": str(ROOT / "models" / "sface_2021dec.onnx"), "runtime": "onnxruntime"},
         "scan": {"unit_images": 16},
         "ray": {"cpus": 2, "object_store_mb": 256},
     }

@@ -122,11 +122,13 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
 
 def test_the_key_covers_what_changes_an_embedding_and_nothing_else() -> None:
     base = embedding_key(BackboneConfig(), FaceConfig())
-    assert base == embedding_key(BackboneConfig(path="other/place.onnx", name="alias"), FaceConfig(detector="x.onnx"))
+    same = BackboneConfig(path="other/place.onnx", name="alias", runtime="openvino", batch=4, licence="any", url="any")
+    assert base == embedding_key(same, FaceConfig(detector="x.onnx", isolate=False))
     changed = [
         embedding_key(BackboneConfig(sha256="0"), FaceConfig()),
         embedding_key(BackboneConfig(channels="bgr"), FaceConfig()),
-        embedding_key(BackboneConfig(batch=4), FaceConfig()),
+        embedding_key(BackboneConfig(dtype="bfloat16"), FaceConfig()),
+        embedding_key(BackboneConfig(flip=True), FaceConfig()),
         embedding_key(BackboneConfig(), FaceConfig(mode="aligned")),
         embedding_key(BackboneConfig(), FaceConfig(detector_sha256="0")),
         embedding_key(BackboneConfig(), FaceConfig(several="reject")),

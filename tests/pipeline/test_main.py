@@ -85,9 +85,9 @@ def test_plan_says_what_is_already_done(config_file: Path, capsys: pytest.Captur
 
 def test_doctor_passes_here_and_fails_with_the_reason(config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(["doctor", str(config_file)]) == 0
-    assert "sface_2021dec runs on CPUExecutionProvider, width 128" in capsys.readouterr().out
+    assert "embedder sface_2021dec: runs on onnxruntime CPUExecutionProvider" in capsys.readouterr().out
     assert command.main(["doctor", str(config_file), "embedder.path=gone.onnx"]) == 1
-    assert "FAILED  embedder: gone.onnx: model file cannot be read" in capsys.readouterr().out
+    assert "FAILED  embedder sface_2021dec: gone.onnx: model file cannot be read" in capsys.readouterr().out
 
 
 def test_a_stage_without_its_input_says_which_stage_to_run(

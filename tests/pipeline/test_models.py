@@ -149,7 +149,10 @@ def test_a_digest_is_64_small_hexadecimal_digits(digest: str) -> None:
         require_pin(dataclasses.replace(BackboneConfig(), sha256=digest))
 
 
-def test_a_missing_file_is_fetched_from_where_its_model_says_and_kept_only_as_pinned(tmp_path: Path) -> None:
+def test_a_missing_file_is_fetched_from_where_its_model_says_and_kept_only_as_pinned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cluster.download.time.sleep", lambda seconds: None)
     content = (Path(__file__).parents[2] / "models" / "sface_2021dec.onnx").read_bytes()
     source = tmp_path / "elsewhere" / "weights.onnx"
     source.parent.mkdir()

@@ -94,7 +94,7 @@ def test_a_tile_has_the_same_bytes_whatever_engine_made_it_and_whatever_was_sear
     for engine in ("faiss", "mixed"):
         actor(run, tmp_path / engine, engine).tile("key", shard, read_piece(root, block), 10_000, "tail")
     busy = actor(run, tmp_path / "busy")
-    for key, own in (("one", other), ("two", shard), ("key", other), ("key", shard)):
+    for key, own in (("one", other), ("two", shard), ("three", other), ("key", shard)):
         busy.tile(key, own, read_piece(root, block), 10_000, "tail")
     made = {(tmp_path / folder / "tile-key.parquet").read_bytes() for folder in ("faiss", "mixed", "busy")}
     assert len(made) == 1
