@@ -34,7 +34,8 @@ demo: setup ## audit the demo release on this machine; ends with a summary and r
 	@echo "report: runs/demo/report.html"
 
 test: setup check ## the whole test suite and all checks
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile tests/operators tests/seeds tests/cluster
+	$(BIN)/python -m pytest tests/pipeline tests/test_*.py
 
 check: $(VENV)/.done ## lint, format, types, import contracts
 	$(BIN)/ruff check .

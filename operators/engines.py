@@ -11,6 +11,7 @@ where ties at the last place go to the lower index. More pairs do no harm: `oper
 `ENGINES` is the closed list; results do not depend on the choice.
 """
 
+import importlib
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -69,6 +70,7 @@ class FlatEngine:
     """faiss' flat inner-product index; its fp32 scores filter."""
 
     def __init__(self, gallery_GD: NDArray[np.float16]) -> None:
+        tell("faiss", "numba")
         self.gallery_GD = np.ascontiguousarray(gallery_GD, np.float32)
         self.margin = margin(gallery_GD.shape[1])
         self.about: dict[str, Any] = {
@@ -137,6 +139,7 @@ def _mixed(gallery_GD: NDArray[np.float16]) -> Engine:
     from operators.cuda import DeviceEngine, usable_device
     from operators.mixed import MixedEngine
 
+    tell("torch", "numba")
     device = usable_device() if _process["gpu"] else None
     return MixedEngine(gallery_GD) if device is None else DeviceEngine(gallery_GD, device)
 
@@ -144,19 +147,30 @@ def _mixed(gallery_GD: NDArray[np.float16]) -> Engine:
 ENGINES: Mapping[str, Callable[[NDArray[np.float16]], Engine]] = {"faiss": FlatEngine, "mixed": _mixed}
 
 
-_process = {"gpu": False}
+_process: dict[str, Any] = {"threads": None, "gpu": False}
 
 
 def use_threads(count: int, *, gpu: bool = False) -> None:
-    """Let all engines of this process use `count` threads, and a CUDA device if `gpu`; results do not depend on it."""
-    import faiss
-    import numba
-    import torch
+    """Let all engines of this process use `count` threads, and a CUDA device if `gpu`; results do not depend on it.
 
-    _process["gpu"] = gpu
-    faiss.omp_set_num_threads(count)
-    torch.set_num_threads(count)
-    numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))
+    Libraries are told when an engine that uses them is opened: importing all of them takes seconds in every worker.
+    """
+    _process.update(threads=count, gpu=gpu)
+
+
+def tell(*libraries: str) -> None:
+    """Give `libraries`, of faiss, numba and torch, the number of threads that `use_threads` was called with."""
+    count = _process["threads"]
+    if count is None:
+        return
+    for name in libraries:
+        library = importlib.import_module(name)
+        if name == "faiss":
+            library.omp_set_num_threads(count)
+        elif name == "numba":
+            library.set_num_threads(min(count, library.config.NUMBA_NUM_THREADS))
+        else:
+            library.set_num_threads(count)
 
 
 TRIAL_QUERIES = 1024

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from operators.engines import margin
+from operators.engines import margin, tell
 
 EDGES: NDArray[np.float64] = np.arange(-101, 102) / 100
 """Bin i holds the cosines c with EDGES[i] <= c < EDGES[i + 1]. Stored lengths are 1 within 1e-3, so that cosines can
@@ -46,6 +46,7 @@ def exact_counts(
 
     if len(queries_QD) != len(multiplicity_Q) or len(gallery_GD) != len(multiplicity_G):
         raise ValueError("every vector needs one multiplicity")
+    tell("torch", "numba")
     exact_products()
     counts_B = np.zeros(len(EDGES) - 1, np.int64)
     queries = torch.from_numpy(np.ascontiguousarray(queries_QD, np.float32))

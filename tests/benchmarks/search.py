@@ -22,7 +22,7 @@ from importlib.metadata import version
 
 import numpy as np
 
-from operators.engines import Wanted, use_threads
+from operators.engines import Wanted, tell, use_threads
 from operators.gallery import shard
 from operators.neighbors import ShardSearch
 from operators.vectors import normalise
@@ -30,7 +30,7 @@ from operators.vectors import normalise
 QUICK = os.environ.get("QUICK") == "1"
 THREADS = len(os.sched_getaffinity(0))
 QUERIES, GALLERY = (4_000, 50_000) if QUICK else (20_000, 200_000)
-REPEATS = 2 if QUICK else 3
+REPEATS = int(os.environ.get("REPEATS", "2" if QUICK else "3"))
 
 
 def identities(width: int, queries: int, gallery: int) -> tuple[np.ndarray, np.ndarray]:
@@ -127,6 +127,7 @@ def peak_gib(queries: int) -> float:
 def memory(queries: int) -> None:
     """Search in blocks of the default size, as the stage does, and print the peak beyond the inputs."""
     use_threads(THREADS)
+    tell("faiss", "torch", "numba")
     left, right = identities(512, queries, GALLERY // 2)
     search = ShardSearch(shard(np.arange(len(right)), right), "mixed", Wanted(10, 3, None))
     search.tile(np.arange(8), left[:8], 0)
@@ -145,6 +146,7 @@ def _status_gib(name: str) -> float:
 
 def main() -> None:
     use_threads(THREADS)
+    tell("faiss", "torch", "numba")
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "faiss-cpu", "numba", "numpy"))
     with open("/proc/cpuinfo") as file:
         processor = next(line.split(":")[1].strip() for line in file if line.startswith("model name"))

@@ -1,6 +1,7 @@
 """A small audit on real images (made-up faces, real models), and made-up embeddings with plain NumPy results."""
 
 import hashlib
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -55,12 +56,20 @@ def config_file(corpus: Path, tmp_path: Path) -> Path:
     return write_config(corpus, tmp_path)
 
 
+@pytest.fixture(scope="session")
+def audited_once(session: None, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an audit that has run; tests get copies of it."""
+    folder = tmp_path_factory.mktemp("audited_once")
+    audit(load(str(write_config(corpus, folder))))
+    return folder
+
+
 @pytest.fixture(scope="module")
-def audited(session: None, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def audited(audited_once: Path, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The configuration file of an audit that has run."""
-    path = write_config(corpus, tmp_path_factory.mktemp("audited"))
-    audit(load(str(path)))
-    return path
+    folder = tmp_path_factory.mktemp("audited")
+    shutil.copytree(audited_once / "run", folder / "run")
+    return write_config(corpus, folder)
 
 
 def write_config(corpus: Path, folder: Path) -> Path:
@@ -70,6 +79,7 @@ def write_config(corpus: Path, folder: Path) -> Path:
         "faces": {"detector": str(ROOT / "models" / "yunet_2023mar.onnx")},
         "embedder": {"path": str(ROOT / "models" / "sface_2021dec.onnx"), "runtime": "onnxruntime"},
         "scan": {"unit_images": 16},
+        "search": {"shards": {"workers": 1}},
         "ray": {"cpus": 2, "object_store_mb": 256},
     }
     path = folder / "audit.yaml"

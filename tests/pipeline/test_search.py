@@ -91,7 +91,7 @@ def test_every_layout_gives_what_brute_force_gives_and_the_same_bytes(
 ) -> None:
     layouts = {
         "one shard a set": (),
-        "unit by unit": (*UNIT_BY_UNIT, "search.in_flight=1"),
+        "unit by unit": (*UNIT_BY_UNIT, "search.in_flight=1", "search.shards.workers=64"),
         "mixed": (
             *("search.block_images=29", "search.shard_images=37", "search.engine=mixed", "search.in_flight=7"),
             "search.shards.workers=1",
