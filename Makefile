@@ -35,7 +35,8 @@ demo: setup ## audit the demo release on this machine; ends with a summary and r
 
 test: setup check ## the whole test suite and all checks
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile tests/operators tests/seeds tests/cluster
-	$(BIN)/python -m pytest tests/pipeline tests/test_*.py
+	$(BIN)/python -m pytest tests/pipeline
+	$(BIN)/python -m pytest tests/test_*.py
 
 check: $(VENV)/.done ## lint, format, types, import contracts
 	$(BIN)/ruff check .

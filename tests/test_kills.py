@@ -356,8 +356,19 @@ def test_a_killed_driver_is_resumed_by_the_same_command(audit: Audit, reference:
 
 
 def wait_for_orphans(mark: str, others: set[int]) -> None:
-    """The workers of killed drivers end by themselves; those in `others` are not theirs."""
-    deadline = time.monotonic() + 30
-    while left := {*marked(mark), *ray_workers(os.getpid(), "ray::ShardActor")} - others:
-        assert time.monotonic() < deadline, f"{len(left)} processes of a killed driver live on"
+    """Workers of killed drivers end by themselves or have nothing left to do; those in `others` are not theirs."""
+    deadline = time.monotonic() + 60
+    while left := {pid: title for pid in marked(mark) if (title := busy(pid))}:
+        assert time.monotonic() < deadline, f"workers of a killed driver are still at work: {sorted(left.values())}"
         time.sleep(0.05)
+    while left := set(ray_workers(os.getpid(), "ray::ShardActor")) - others:
+        assert time.monotonic() < deadline, f"{len(left)} actors of a killed driver live on in the session of the tests"
+        time.sleep(0.05)
+
+
+def busy(pid: int) -> str:
+    """What a Ray worker process works on, or nothing if it waits or is something else."""
+    title = about(pid, "cmdline").split(b"\0")[0].decode()
+    return (
+        title if title.startswith(("ray::ShardActor.tile", "ray::_merge", "ray::check_tile", "ray::read_piece")) else ""
+    )
