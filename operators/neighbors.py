@@ -148,11 +148,6 @@ def _once(scored: Scored) -> Scored:
     return scored.take(np.flatnonzero(np.concatenate([[True], ~same])))
 
 
-def by_gallery(scored: Scored) -> Scored:
-    """The pairs sorted by gallery row, then cosine descending, then release row."""
-    return scored.take(np.lexsort((scored.release, -scored.cosine, scored.gallery)))
-
-
 def ranks(release: NDArray[np.int64]) -> NDArray[np.int64]:
     """Place of each pair in its release row's list, from 1; equal release rows must be adjacent."""
     if not len(release):

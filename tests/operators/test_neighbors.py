@@ -105,7 +105,7 @@ def test_ties_between_different_vectors_are_complete(engine: str) -> None:
     rows = np.random.default_rng(0).permutation(len(gallery)).astype(np.int64)
     found = search(rows, gallery, engine, 5, 2, None).tile(np.array([8, 6, 4, 2, 0]), query, 0)
     assert found.nearest.gallery.tolist() == [0, 1, 2, 3, 4] * 5
-    assert neighbors.by_gallery(found.closest).release.tolist() == [0, 2] * len(gallery)
+    assert neighbors.best(found.closest.turned(), 99).gallery.tolist() == [0, 2] * len(gallery)
 
 
 @pytest.mark.parametrize("engine", list(ENGINES))
@@ -164,7 +164,7 @@ def test_tables_follow_their_contracts() -> None:
     assert pc.unique(near["arm"]).to_pylist() == ["training"]
     assert PAIRS.check(neighbors.pairs_table([("control", scored)])).num_rows == 3
     assert NEIGHBOURS.check(neighbors.neighbours_table([])).num_rows == 0
-    turned = neighbors.by_gallery(scored)
+    turned = neighbors.best(scored.turned(), 99).turned()
     near = CLOSEST.check(neighbors.closest_table([("training", turned)]))
     assert near.select(["gallery_row", "release_row", "rank"]).to_pylist() == [
         {"gallery_row": 1, "release_row": 9, "rank": 1},
