@@ -5,7 +5,8 @@ AuditError
 ├── FormatError       a set cannot be read in the form in which it was declared
 ├── ModelError        a model file is missing, altered, or does not do what was declared
 ├── SchemaMismatch    a table does not follow its contract
-└── CapacityError     the work does not fit a stated limit
+├── CapacityError     the work does not fit a stated limit
+└── ScoreError        scores of persons from which nothing can be computed (also a ValueError)
 
 Every message names the thing, the rule, the value and the next step. Faults of machines and storage have their own
 root, `cluster.faults.ClusterError`, because `cluster` and `operators` must not import each other; the command line
@@ -35,3 +36,7 @@ class SchemaMismatch(AuditError):
 
 class CapacityError(AuditError):
     """The work does not fit a stated limit."""
+
+
+class ScoreError(AuditError, ValueError):
+    """Scores of persons from which nothing can be computed: none at all, or not finite."""
