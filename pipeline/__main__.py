@@ -19,9 +19,14 @@ verbs
   search   compare the release with every gallery image, exactly
   assess   threshold, candidates, persons, summary.json
   report   report.html and findings.csv
+  plant    copy people of the control set into the release in known ways, and measure how many the audit finds
   verify   check a random sample of a finished run by another path
   plan     print the resolved configuration and what would run; run nothing
   doctor   check versions, builds and models
+
+without CONFIG
+  catalogue [NAME]  what is known of published releases and real sets
+  selftest stats    repeat the statistics on simulated audits with a known truth (QUICK=1: under a minute)
 
 CONFIG is a YAML file (see configs/). `key=value` changes one of its values, for example report.faces=clear.
 options: --help, --version. Set UNVEIL_DEBUG=1 to see where an error comes from.
@@ -29,7 +34,7 @@ exit codes: 0 done, 1 error, 2 done and more persons found than assess.limit all
 """
 
 STAGE_VERBS = ("scan", "embed", "search", "assess", "report")
-VERBS = ("run", *STAGE_VERBS, "verify", "plan", "doctor")
+VERBS = ("run", *STAGE_VERBS, "plant", "verify", "plan", "doctor")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if words[0] == "--version":
         print(f"unveil {__version__}")
         return 0
+    if words[0] in ("catalogue", "selftest"):
+        return _guarded_alone(*words)
     if words[0] not in VERBS:
         return _fail(f"unknown verb {words[0]!r}. Verbs: {', '.join(VERBS)}.")
     if len(words) < 2:
@@ -66,6 +73,28 @@ def _guarded(verb: str, path: str, *overrides: str) -> int:
         return _fail("interrupted. Run the same command again: it goes on where it was.", code=130)
 
 
+def _guarded_alone(verb: str, *names: str) -> int:
+    """A verb without a configuration."""
+    from operators.errors import AuditError
+
+    try:
+        if verb == "catalogue":
+            from pipeline.catalogue import entry, table, text
+
+            print("\n\n".join(map(text, map(entry, names))) if names else table(), flush=True)
+            return 0
+        if names != ("stats",):
+            return _fail("`unveil selftest` needs to know what: unveil selftest stats")
+        from pipeline.selftest_stats import run_selftest
+
+        return 0 if run_selftest(quick=bool(os.environ.get("QUICK")), out=print)["passed"] else 1
+    except AuditError as error:
+        return _fail(str(error))
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
 def _run(verb: str, path: str, overrides: Sequence[str]) -> int:
     from pipeline.config import load
 
@@ -84,8 +113,8 @@ def _run(verb: str, path: str, overrides: Sequence[str]) -> int:
     from pipeline.audit import audit
     from pipeline.closing import closing
 
-    audit(config, *(() if verb == "run" else (verb,)))
-    if verb in ("run", "assess", "report"):
+    audit(config, *{"run": (), "plant": ("plant", "assess", "report")}.get(verb, (verb,)))
+    if verb in ("run", "assess", "report", "plant"):
         text, over = closing(config)
         print(text)
         return 2 if over else 0

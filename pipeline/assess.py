@@ -7,7 +7,7 @@ the control set beside the training set; it does not control errors per person (
 
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,11 +17,30 @@ import pyarrow.compute as pc
 from cluster.storage import to_json, write_private
 from operators import leakage
 from operators.calibration import Threshold
+from operators.controlled import EvidenceConfig
 from operators.errors import ConfigError
-from operators.tables import CANDIDATES, FINDINGS, NEIGHBOURS, PAIRS, REJECTS
+from operators.tables import (
+    CANDIDATES,
+    DISAGREEMENTS,
+    FINDINGS,
+    IMAGE_UNITS,
+    NEIGHBOURS,
+    PAIR_EVIDENCE,
+    PAIRS,
+    PEOPLE,
+    REJECTS,
+    STRADDLERS,
+)
+from pipeline import evidence
+from pipeline.agreement import disagreements
 from pipeline.calibrate import calibrate, set_columns
+from pipeline.catalogue import embedder_sets, overlaps
+from pipeline.classes import same_classes
+from pipeline.gathering import gather
+from pipeline.plant import planted_recall
 from pipeline.search import results
 from pipeline.stage import Run, fingerprint
+from pipeline.tiers import judged
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +54,17 @@ class AssessConfig:
     calibration_images: int = 10_000
     """Training images whose pairs are measured, chosen at random; more images measure smaller rates."""
     seed: int = 0
+    controlled: bool = True
+    """Whether a control set is used for evidence per person (docs/method.md); without one there is none anyway."""
+    evidence: EvidenceConfig = field(default_factory=EvidenceConfig)
+    judged_pairs: int = 500
+    """Findings whose images are compared by their pixels, from the top; 0 for none."""
+    judged_controls: int = 500
+    """Best pairs of control people whose pixels say how alike strangers look."""
+    judged_photos: int = 200
+    """Pairs of different photos of one training person, which a copy must be more alike than."""
+    blend_images: int = 20_000
+    """Release images that are tested for a second source, a random part of the release if it has more; 0 for none."""
     limit: int | None = None
     """Training persons with a candidate that are tolerated; more make `unveil` end with exit code 2."""
 
@@ -59,7 +89,7 @@ def assess(run: Run) -> None:
         best = highest(results(run, NEIGHBOURS))
         key = assess_key(run, found.cosine)
         listed = {arm: leakage.candidates(pairs, arm, found.cosine, sets["release"], sets[arm]) for arm in comparisons}
-        persons = leakage.findings(listed["training"])
+        persons, told = _findings(run, listed["training"], sets["training"]["key"], found, key)
         run.save("assess", "candidates", CANDIDATES, pa.concat_tables(listed.values()).combine_chunks(), key=key)
         run.save("assess", "findings", FINDINGS, persons, key=key)
         rejects = [run.table("embed", role, REJECTS) for role in sets]
@@ -67,9 +97,36 @@ def assess(run: Run) -> None:
         arms = {
             arm: _arm(leakage.arm_count(listed[arm], comparisons[arm], best.get(arm)), found) for arm in comparisons
         }
-        write_private(run.folder / "summary.json", to_json(_summary(run, about, arms, persons.num_rows)))
+        summary = _summary(run, about, arms, persons.num_rows)
+        summary |= {"evidence": told, "classes": same_classes(run, sets)}
+        write_private(run.folder / "summary.json", to_json(summary))
         facts |= {"threshold": found.cosine, "candidates": listed["training"].num_rows, "findings": persons.num_rows}
         log.info("assess: %d training persons have a candidate at cosine %.4f or more", persons.num_rows, found.cosine)
+
+
+def _findings(
+    run: Run, candidates: pa.Table, keys: pa.ChunkedArray, found: Threshold, key: str
+) -> tuple[pa.Table, dict[str, Any] | None]:
+    """The findings, and what the summary says of the evidence: there is some where there is a control set."""
+    if not evidence.has_control(run):
+        return leakage.findings(candidates), None
+    frozen = evidence.freeze(run)
+    gathered = gather(run)
+    made = evidence.test(run, gathered)
+    people = evidence.people_table(run, gathered, made)
+    run.save("assess", "people", PEOPLE, people, key=key)
+    run.save("assess", "image_units", IMAGE_UNITS, evidence.image_units_table(gathered, made), key=key)
+    run.save("assess", "straddlers", STRADDLERS, evidence.straddlers_table(gathered, made), key=key)
+    told = evidence.summary(run, gathered, made, frozen, found.cosine)
+    log.info("assess: evidence grade %s, %d persons listed at q = %g", told["grade"], told["listed"], told["q"])
+    units = made.people.persons.unit_N[: len(keys)]
+    tested = leakage.Tested(units, people, run.config.assess.evidence.q, made.verdict.claim)
+    persons, pixels, told["pairs"] = judged(run, gathered, made, leakage.findings(candidates, keys, tested))
+    run.save("assess", "pair_evidence", PAIR_EVIDENCE, pixels, key=key)
+    odd, told["disagreement"] = disagreements(run)
+    run.save("assess", "disagreements", DISAGREEMENTS, odd, key=key)
+    told["recall"] = list(planted_recall(run)) or None
+    return persons, told
 
 
 def assess_key(run: Run, threshold: float) -> str:
@@ -97,6 +154,18 @@ def highest(blocks: Iterable[pa.Table]) -> dict[str, float]:
     return best
 
 
+def _warnings(run: Run) -> list[str]:
+    """What the catalogue has against the face models: they were trained on people of a set of this audit."""
+    named = {role: one.catalogue for role, one in run.config.sets.given().items() if one.catalogue is not None}
+    found = [
+        f"{model.name}: {warning}"
+        for model in run.config.models()
+        for name in dict.fromkeys(named.values())
+        for warning in overlaps(embedder_sets(model.name, model.training_data), name)
+    ]
+    return list(dict.fromkeys(found))
+
+
 def _arm(count: leakage.ArmCount, found: Threshold) -> dict[str, Any]:
     expected = {
         "expected_false": found.fmr.value * count.comparisons,
@@ -112,10 +181,18 @@ def _summary(run: Run, about: Mapping[str, Any], arms: Mapping[str, Any], person
         listed, status = run.commit("scan", role).facts, dict(run.commit("embed", role).facts["status"])
         audited = status.pop("ok", 0)
         counts = {"images": listed["images"], "audited": audited, "identities": listed["identities"]}
-        sets[role] = {"uri": one.uri, **counts, "rejected": status, "unlisted": listed["unlisted"]}
+        sets[role] = {
+            "uri": one.uri,
+            "form": listed["form"],
+            "notes": listed["notes"],
+            **counts,
+            "rejected": status,
+            "unlisted": listed["unlisted"],
+        }
     embedder = run.config.embedder
     return {
         "title": run.config.title,
+        "warnings": _warnings(run),
         "sets": sets,
         "embedder": {"name": embedder.name, "sha256": embedder.sha256, "width": embedder.width},
         "calibration": dict(about),

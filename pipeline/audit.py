@@ -6,7 +6,8 @@ search  embeddings      -> neighbours     all release x gallery pairs, exactly
 assess  neighbours      -> findings       threshold, candidates, persons, summary.json
 report  findings        -> report.html    what was found, and what is not claimed
 
-`verify` is no stage: it checks a sample of what they committed by another path, when asked for.
+`verify` and `plant` are no stages: when asked for, the one checks a sample of what they committed by another path, and
+the other measures what they would have found.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.assess import assess
 from pipeline.embed import embed
+from pipeline.plant import plant_copies
 from pipeline.report import report
 from pipeline.scan import scan
 from pipeline.search import search
@@ -31,7 +33,7 @@ STAGES: Mapping[str, Callable[[Run], None]] = {
     "report": report,
 }
 
-EXTRAS: Mapping[str, Callable[[Run], None]] = {"verify": verify}
+EXTRAS: Mapping[str, Callable[[Run], None]] = {"verify": verify, "plant": plant_copies}
 """What works on a run but is not part of an audit."""
 
 

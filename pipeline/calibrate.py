@@ -3,6 +3,7 @@
 The search asks first, so that it keeps every pair that could become a candidate; assess asks again with its options.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,13 +20,14 @@ FINEST_FMR = 1e-6
 """The rate aimed at when none is asked for."""
 
 
-def set_columns(run: Run, role: str) -> pa.Table:
-    """Columns `key`, `identity`, `digest` and `box` of a set, one row per listed image in row-number order."""
+COLUMNS = ("key", "identity", "digest", "box")
+
+
+def set_columns(run: Run, role: str, columns: Sequence[str] = COLUMNS) -> pa.Table:
+    """Some columns of a set's embeddings, one row per listed image in row-number order."""
     store = unit_store(run)
     units = run.table("scan", role, UNITS)
-    return pa.concat_tables(
-        [store.read(name, ["key", "identity", "digest", "box"]) for name in units["unit"].to_pylist()]
-    ).combine_chunks()
+    return pa.concat_tables([store.read(name, columns) for name in units["unit"].to_pylist()]).combine_chunks()
 
 
 def calibrate(run: Run, training: pa.Table) -> tuple[Threshold, dict[str, Any]]:

@@ -7,8 +7,7 @@ import dataclasses
 import difflib
 import typing
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -20,9 +19,12 @@ from operators.backbones import BackboneConfig
 from operators.errors import ConfigError
 from operators.faces import FaceConfig
 from operators.formats import SetConfig
+from operators.sources import within
 from pipeline.assess import AssessConfig
+from pipeline.catalogue import defaults, entry
 from pipeline.embed import EmbedConfig
 from pipeline.models import model, require_pin
+from pipeline.plant import PlantConfig
 from pipeline.report import ReportConfig
 from pipeline.scan import ScanConfig
 from pipeline.search import SearchConfig
@@ -31,6 +33,7 @@ from pipeline.verify import VerifyConfig
 RELEASE = "release"
 ARMS = ("training", "control", "anchor")
 """Gallery sets in the order of the tables. Only `training` is required."""
+PLACEBO = "placebo"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,21 +47,25 @@ class SetsConfig:
     control: SetConfig | None = None
     """Real faces that the generator never saw, prepared alike: shows what the threshold lets through by chance."""
     anchor: SetConfig | None = None
-    """Faces unrelated to training and control."""
+    """Faces unrelated to training and control, as close to the release in kind as can be: what a person's best match
+    in the release is compared with."""
+    placebo: SetConfig | None = None
+    """A second such set: audited as if it were the release, where nothing must be found."""
 
     def given(self) -> dict[str, SetConfig]:
         """Role and options of every set of this audit, release first."""
-        sets = {role: getattr(self, role) for role in (RELEASE, *ARMS)}
+        sets = {role: getattr(self, role) for role in (RELEASE, *ARMS, PLACEBO)}
         return {role: one for role, one in sets.items() if one is not None}
 
     def __post_init__(self) -> None:
         given = self.given()
         for first, second in _couples(list(given)):
-            left, right = (Path(given[role].uri).resolve() for role in (first, second))
-            if left.is_relative_to(right) or right.is_relative_to(left):
+            left, right = given[first], given[second]
+            subsets = left.list_file is not None and right.list_file is not None
+            if not subsets and (within(left.uri, right.uri) or within(right.uri, left.uri)):
                 raise ValueError(
                     f"{first} and {second} overlap ({given[first].uri} and {given[second].uri}): a set compared "
-                    f"with itself finds itself. Give two separate folders."
+                    f"with itself finds itself. Give two separate places, or a `list_file` for each."
                 )
 
 
@@ -87,13 +94,14 @@ class AuditConfig:
     embed: EmbedConfig = field(default_factory=EmbedConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
     assess: AssessConfig = field(default_factory=AssessConfig)
+    plant: PlantConfig = field(default_factory=PlantConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
     verify: VerifyConfig = field(default_factory=VerifyConfig)
     ray: SessionConfig = field(default_factory=SessionConfig)
 
     def __post_init__(self) -> None:
         for role, one in self.sets.given().items():
-            if Path(self.out).resolve().is_relative_to(Path(one.uri).resolve()):
+            if within(self.out, one.uri):
                 raise ValueError(f"out lies inside the {role} set ({one.uri}). Put the run folder elsewhere.")
         names = [one.name for one in self.models()]
         if len(set(names)) < len(names):
@@ -120,7 +128,17 @@ def load(path: str, overrides: Sequence[str] = ()) -> AuditConfig:
     config: AuditConfig = _build(merged)
     for one in config.models():
         require_pin(one)
-    return config
+    return replace(config, sets=_filled(config.sets))
+
+
+def _filled(sets: SetsConfig) -> SetsConfig:
+    """The sets, with what the catalogue knows of them where the user left it open; ConfigError for unknown names."""
+    changed: dict[str, SetConfig] = {}
+    for role, one in sets.given().items():
+        if one.catalogue is not None:
+            known = defaults(entry(one.catalogue))  # the form is seen by the content: sets are passed on in several
+            changed[role] = replace(one, identity=known["identity"] if one.identity == "auto" else one.identity)
+    return replace(sets, **changed)
 
 
 def _card(name: str) -> BackboneConfig:

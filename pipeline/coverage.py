@@ -53,7 +53,7 @@ def coverage_key(run: Run, wanted: Parts) -> str:
 def counted(run: Run, comparison: Comparison, key: str) -> bool:
     """Whether the committed score counts are those of the search `key`."""
     store = run.store.child("search")
-    names = [f"scores-{comparison.title}", *(() if comparison.within else ("sample",))]
+    names = [f"scores-{comparison.title}", *(("sample",) if comparison.main else ())]
     return all((made := store.find(name)) is not None and made.key == key for name in names)
 
 
@@ -123,7 +123,7 @@ def _save_scores(run: Run, grid: Grid, counts: Mapping[str, Counts], checked: Se
             own, total = (own - _self_counts(run, arm, lowest)) // 2, (total - audited[arm]) // 2
         rows += _score_rows(arm, own, total, "all", lowest)
     run.save("search", f"scores-{comparison.title}", SCORES, SCORES.from_rows(rows), key=key)
-    if not comparison.within:
+    if comparison.main:
         sample = sampled_counts(checked)
         rows = [row for arm, own in sample.items() for row in _score_rows(arm, own, int(own.sum()), "sample", -2.0)]
         run.save("search", "sample", SCORES, SCORES.from_rows(rows), key=key)

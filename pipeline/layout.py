@@ -85,7 +85,7 @@ class Piece:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """A set of queries against gallery sets: release against all arms, or a set against itself."""
+    """A set of queries against gallery sets: release against all arms, a set against itself, or another pair."""
 
     queries: str
     gallery: tuple[str, ...]
@@ -95,6 +95,13 @@ class Comparison:
     """All pairs from this cosine up are results."""
     tile_floor: float | None = None
     """All pairs from this cosine up are in tiles; not above `floor`. None: from `floor` up."""
+    fixed: bool = False
+    """Whether the floor is set beforehand, so that tiles need no room below a floor that is measured."""
+
+    @property
+    def main(self) -> bool:
+        """The release against all arms."""
+        return self.queries == "release" and not self.within
 
     @property
     def within(self) -> bool:
@@ -104,7 +111,9 @@ class Comparison:
     @property
     def title(self) -> str:
         """How this comparison's coverage is called."""
-        return f"within-{self.queries}" if self.within else "coverage"
+        if self.main:
+            return "coverage"
+        return f"within-{self.queries}" if self.within else f"{self.queries}-{'-'.join(self.gallery)}"
 
     @property
     def kept(self) -> tuple[int, int, float]:
@@ -195,7 +204,7 @@ def lay_out(run: Run, comparison: Comparison) -> Grid:
 
 def _tile_floor(run: Run, comparison: Comparison) -> float:
     """The floor that is asked for; where it is measured, that of the last tiles if they still serve, or a lower one."""
-    if run.config.search.floor is not None:
+    if comparison.fixed or run.config.search.floor is not None:
         return comparison.floor
     made = run.store.child("search").find(f"layout-{comparison.title}")
     earlier: float = made.facts["floor"] if made is not None and made.contract == LAYOUT.contract else 2.0

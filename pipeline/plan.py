@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping
 from cluster.faults import IncompleteTable
 from operators import forecast
 from operators.engines import Wanted
-from operators.formats import FORMATS
+from operators.formats import listed
 from operators.tables import UNITS
 from pipeline.config import AuditConfig, to_yaml
 from pipeline.embed import unit_store
-from pipeline.search import current
+from pipeline.search import comparisons, current
 from pipeline.stage import Run
 
 START_SECONDS = 8
@@ -29,16 +29,15 @@ def plan(config: AuditConfig) -> str:
     counts: dict[str, int] = {}
     lines = [to_yaml(config), "# What would run"]
     for role, chosen in config.sets.given().items():
-        entries = FORMATS[chosen.format].listing(chosen.uri, chosen.identity).entries
+        form, listing = listed(chosen)
+        entries = listing.entries
         counts[role] = len(entries)
         size_mb = sum(entry.bytes for entry in entries) / 1e6
-        lines.append(f"{role:<20} {len(entries):>16,} images      {size_mb:,.1f} MB in {chosen.uri}")
-    for role, count in counts.items():
-        if role != "release":
-            lines.append(f"{'release x ' + role:<20} {counts['release'] * count:>16,} comparisons")
-    for role in dict.fromkeys(config.search.within):
-        if role in counts:
-            lines.append(f"{role + ' x itself':<20} {counts[role] ** 2:>16,} comparisons")
+        lines.append(f"{role:<20} {len(entries):>16,} images      {size_mb:,.1f} MB in {chosen.uri} ({form})")
+    for one in comparisons(Run(config), 1.0):
+        for role in one.gallery:
+            name = f"{role} x itself" if one.within else f"{one.queries} x {role}"
+            lines.append(f"{name:<20} {counts[one.queries] * counts[role]:>16,} comparisons")
     return "\n".join([*lines, *_forecast(config, counts), *_done(Run(config))])
 
 
@@ -47,8 +46,7 @@ def _forecast(config: AuditConfig, counts: Mapping[str, int]) -> Iterator[str]:
     options, width = config.search, config.embedder.width
     floor = 0.999 if options.floor is None else options.floor  # random vectors do not reach a calibrated floor either
     wanted = Wanted(options.k, options.columns, floor)
-    arms = [role for role in counts if role != "release"]
-    jobs = [("release", arms), *((role, [role]) for role in dict.fromkeys(options.within) if role in counts)]
+    jobs = [(one.queries, one.gallery) for one in comparisons(Run(config), floor)]
     tiles, shards = [], []
     for queries, gallery in jobs:
         own = [size for role in gallery for size in _pieces(counts[role], options.shard_images)]

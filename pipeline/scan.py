@@ -1,33 +1,39 @@
 """scan: list every set into units named by their content.
 
-Every file is read once and hashed, not decoded. That costs about as much as copying the set, and buys names that mean
-the same on every machine and after every download: a new version of a release is embedded only where its bytes differ.
+Every record is read once and hashed, not decoded. That costs about as much as copying the set, and buys names that
+mean the same on every machine, after every download and in every form of publication: a new version of a release is
+embedded only where its bytes differ.
 """
 
 import hashlib
 import logging
-import os
-from collections.abc import Sequence
+import threading
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 
-from operators.formats import FORMATS, SetConfig
+from operators.errors import FormatError
+from operators.formats import SetConfig, listed, reader
 from operators.formats.listing import Entry, Listing
+from operators.formats.reading import Reader
+from operators.sources import absolute
 from operators.tables import UNITS
 from operators.units import Member, cut, unit_digest
+from pipeline.catalogue import differences, entry
 from pipeline.progress import Progress
 from pipeline.stage import Run, fingerprint
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 log = logging.getLogger(__name__)
 
 READERS = 8
 """Threads that read and hash."""
+
+RUN = 256
+"""Records that one thread reads one after another, so that neighbours in an archive are read in order."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,72 +50,151 @@ class ScanConfig:
 
 def scan(run: Run) -> None:
     """List all sets and commit a `units` table for each; a set that has not changed keeps its table."""
+    scan_sets(run, list(run.config.sets.given()))
+
+
+def scan_sets(run: Run, roles: Sequence[str]) -> None:
+    """List some of the sets."""
     with run.timed("scan") as facts:
-        digests = {}
-        for role, chosen in run.config.sets.given().items():
-            listing = FORMATS[chosen.format].listing(chosen.uri, chosen.identity)
-            units = list(cut(_members(role, chosen, listing), run.config.scan.unit_images))
+        digests: dict[str, str] = {}
+        seen: dict[str, set[str]] = {}
+        for role in roles:
+            chosen = run.config.sets.given()[role]
+            form, listing = listed(chosen)
+            log.info("scan: %s is of the form %s%s", role, form, "" if chosen.format != "auto" else ", by its content")
+            units = list(cut(_members(role, chosen, form, listing), run.config.scan.unit_images))
             names = [unit_digest(unit) for unit in units]
             digests[role] = fingerprint(names)
-            facts[role] = _facts(units, listing)
+            facts[role] = _facts(form, units, listing)
+            if chosen.catalogue is not None:
+                found = {name: facts[role][name] for name in ("images", "identities")}
+                facts[role]["notes"] += differences(entry(chosen.catalogue), **found, format=form)
+            for note in facts[role]["notes"]:
+                log.warning("scan: %s: %s", role, note)
+            seen[role] = {member.key for unit in units for member in unit}
+            _refuse_shared(run, role, seen)
             _commit(run, role, chosen, units, names, facts[role])
         run.ledger.datasets(digests)
+
+
+def _refuse_shared(run: Run, role: str, seen: dict[str, set[str]]) -> None:
+    """FormatError if a record of this set is a record of another set too, as list files of one place can name it."""
+    sets = run.config.sets.given()
+    for other, keys in seen.items():
+        if other != role and absolute(sets[other].uri) == absolute(sets[role].uri) and keys & seen[role]:
+            raise FormatError(
+                f"sets.{other} and sets.{role} share {len(keys & seen[role]):,} images of {sets[role].uri}: a set "
+                f"compared with itself finds itself. Correct their list files."
+            )
 
 
 def _commit(
     run: Run, role: str, chosen: SetConfig, units: list[list[Member]], names: list[str], facts: dict[str, object]
 ) -> None:
-    key = fingerprint(UNITS.contract, asdict(chosen), names, facts)
+    table = _table(role, chosen, str(facts["form"]), units, names)
+    key = fingerprint(UNITS.contract, _digest(table), facts)
     earlier = run.store.child("scan").find(role)
     counts = f"{facts['images']:,} images in {len(units):,} units"
     if earlier is not None and earlier.key == key:
         log.info("scan: %s unchanged, %s", role, counts)
         return
-    run.save("scan", role, UNITS, _table(role, chosen, units, names), key=key, **facts)
+    run.save("scan", role, UNITS, table, key=key, **facts)
     log.info("scan: %s, %s", role, counts)
 
 
-def _members(role: str, chosen: SetConfig, listing: Listing) -> "Iterator[Member]":
-    """The set's images with their digests, in listing order."""
+def _digest(table: pa.Table) -> str:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as stream:
+        stream.write_table(table)
+    return hashlib.sha256(sink.getvalue()).hexdigest()
+
+
+def _members(role: str, chosen: SetConfig, form: str, listing: Listing) -> "Iterator[Member]":
+    """The set's records with their digests, in listing order."""
     progress = Progress(f"scan {role}", len(listing.entries), "images")
+    hashing = _Hashing(chosen, form)
+    runs = [listing.entries[at : at + RUN] for at in range(0, len(listing.entries), RUN)]
     with ThreadPoolExecutor(READERS) as readers:
-        for member in readers.map(lambda entry: _member(chosen, entry), listing.entries):
-            progress.add(1, member.error is not None)
-            yield member
+        for members in readers.map(hashing, runs):
+            progress.add(len(members), sum(member.error is not None for member in members))
+            yield from members
+    hashing.close()
     progress.end()
 
 
-def _member(chosen: SetConfig, entry: Entry) -> Member:
-    digest, error = None, entry.error
+class _Hashing:
+    """Reads and hashes records, with a reader of its own in each thread."""
+
+    def __init__(self, chosen: SetConfig, form: str) -> None:
+        self._chosen, self._form = chosen, form
+        self._own = threading.local()
+        self._all: list[Reader] = []
+
+    def __call__(self, entries: Sequence[Entry]) -> list[Member]:
+        """The records with their digests, or why they could not be read."""
+        if not hasattr(self._own, "reader"):
+            self._own.reader = reader(self._form, self._chosen.uri, self._chosen.anonymous)
+            self._all.append(self._own.reader)
+        return [_member(self._own.reader, entry) for entry in entries]
+
+    def close(self) -> None:
+        """Close the files of all threads."""
+        for one in self._all:
+            one.close()
+
+
+def _member(opened: Reader, entry: Entry) -> Member:
+    digest, version, error = None, None, entry.error
     if error is None:
+        place = entry.place or entry.key
         try:
-            with FORMATS[chosen.format].open_image(chosen.uri, entry.key) as file:
+            version = opened.version(place)
+            with opened.open(place, version) as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as fault:
             error = f"cannot be read: {fault.strerror or fault}"
-    return Member(key=entry.key, identity=entry.identity, bytes=entry.bytes, digest=digest, error=error)
+    return Member(
+        key=entry.key,
+        identity=entry.identity,
+        bytes=entry.bytes,
+        digest=digest,
+        error=error,
+        place=entry.place,
+        version=version,
+        attributes=entry.attributes,
+    )
 
 
-def _facts(units: Sequence[Sequence[Member]], listing: Listing) -> dict[str, object]:
+def _facts(form: str, units: Sequence[Sequence[Member]], listing: Listing) -> dict[str, Any]:
     members = [member for unit in units for member in unit]
+    digests = Counter(member.digest for member in members if member.digest is not None)
     return {
+        "form": form,
         "images": len(members),
         "bytes": sum(member.bytes for member in members),
         "identities": len({member.identity for member in members} - {None}),
+        "equal_to_another": sum(count for count in digests.values() if count > 1),
         "unlisted": dict(listing.unlisted),
+        "notes": list(listing.notes),
     }
 
 
-def _table(role: str, chosen: SetConfig, units: list[list[Member]], names: list[str]) -> pa.Table:
+def _table(role: str, chosen: SetConfig, form: str, units: list[list[Member]], names: list[str]) -> pa.Table:
     rows, first = [], 0
     for name, unit in zip(names, units, strict=True):
         row = {
             "set": role,
-            "uri": os.path.abspath(chosen.uri),
-            "format": chosen.format,
+            "uri": absolute(chosen.uri),
+            "format": form,
+            "anonymous": chosen.anonymous,
             "unit": name,
             "first_row": first,
         }
-        rows.append(row | {"members": [asdict(member) for member in unit]})
+        rows.append(row | {"members": [_row(member) for member in unit]})
         first += len(unit)
     return UNITS.from_rows(rows)
+
+
+def _row(member: Member) -> dict[str, object]:
+    kept = {name: getattr(member, name) for name in ("key", "identity", "bytes", "digest", "error", "place", "version")}
+    return kept | {"attributes": list((member.attributes or {}).items())}

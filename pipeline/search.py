@@ -10,7 +10,7 @@ each unit, whose bytes do not depend on the cut into tiles. The list of tiles is
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import cycle
 from typing import Any
@@ -21,6 +21,7 @@ import pyarrow as pa
 from cluster.faults import IncompleteTable
 from cluster.pool import bounded
 from cluster.resources import Resources
+from operators.controlled import SENSITIVITY
 from operators.engines import ENGINES, Wanted
 from operators.errors import ConfigError
 from operators.tables import Table
@@ -31,6 +32,7 @@ from pipeline.embed import unit_store
 from pipeline.layout import Comparison, Grid, Piece, keep_layout, lay_out
 from pipeline.merge import Parts, merge, missing, parts
 from pipeline.progress import Progress
+from pipeline.second import adopt, opinions
 from pipeline.stage import Run
 from pipeline.tiles import ShardActor, read_piece
 
@@ -91,11 +93,16 @@ def search(run: Run) -> None:
         floor = _floor(run)
         for comparison in comparisons(run, floor):
             done = _compare(run, comparison)
-            facts |= done if not comparison.within else {comparison.title: done}
+            facts |= done if comparison.main else {comparison.title: done}
+    if for_evidence(run, list(run.config.sets.given())):
+        for other in opinions(run):
+            log.info("search: again by %s", other.config.embedder.name)
+            adopt(run, other)
+            search(other)
 
 
 def comparisons(run: Run, floor: float) -> list[Comparison]:
-    """The release against all gallery sets, and the sets that are searched against themselves.
+    """The release against all gallery sets, then what evidence needs, then sets that are searched against themselves.
 
     Raises
     ------
@@ -107,18 +114,45 @@ def comparisons(run: Run, floor: float) -> list[Comparison]:
     unknown = [role for role in options.within if role not in given]
     if unknown:
         raise ConfigError(f"search.within names {unknown[0]!r}; the sets of this audit are {', '.join(given)}.")
-    arms = tuple(role for role in given if role != "release")
-    asked = [("release", arms), *((role, (role,)) for role in dict.fromkeys(options.within))]
-    return [
-        Comparison(
-            queries=queries,
-            gallery=gallery,
-            k=options.k,
-            columns=0 if gallery == (queries,) else options.columns,
-            floor=floor,
+    arms = tuple(role for role in given if role not in ("release", "placebo"))
+    asked = {
+        one.title: one
+        for one in (
+            Comparison(queries="release", gallery=arms, k=options.k, columns=options.columns, floor=floor),
+            *for_evidence(run, given),
         )
-        for queries, gallery in asked
+    }
+    for role in dict.fromkeys(options.within):
+        wanted = Comparison(queries=role, gallery=(role,), k=options.k, columns=0, floor=floor)
+        known = asked.get(wanted.title)
+        lowest = min(floor, known.floor) if known else floor
+        asked[wanted.title] = replace(wanted, floor=lowest)
+    return list(asked.values())
+
+
+NO_PAIRS = 2.0
+"""A floor that no cosine reaches."""
+
+
+def for_evidence(run: Run, given: Sequence[str]) -> list[Comparison]:
+    """What the controlled audit needs beside the release: each real image's best match in the anchor and placebo sets,
+    and the pairs of real images that show one person under two labels (docs/method.md, "Persons").
+    """
+    if "control" not in given or not run.config.assess.controlled:
+        return []
+    people = ("training", "control")
+    found = [
+        Comparison(queries=role, gallery=people, k=1, columns=1, floor=NO_PAIRS, fixed=True)
+        for role in ("anchor", "placebo")
+        if role in given
     ]
+    evidence = run.config.assess.evidence
+    if evidence.near_duplicates:
+        floor = round(evidence.persons.tau_dup - SENSITIVITY, 4)
+        same = partial(Comparison, k=1, columns=0, floor=floor, fixed=True)
+        found += [same(queries=role, gallery=(role,)) for role in people]
+        found.append(same(queries="control", gallery=("training",)))
+    return found
 
 
 def _floor(run: Run) -> float:

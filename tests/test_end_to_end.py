@@ -34,6 +34,7 @@ def config(root: Path, corpus: Path, session: None, tmp_path_factory: pytest.Tem
         patch.chdir(root)
         loaded = load("configs/demo.yaml", [f"out={tmp_path_factory.mktemp('audit')}/run"])
         audit(loaded)
+        audit(loaded, "plant", "assess", "report")
         yield loaded
 
 
@@ -93,3 +94,21 @@ def test_a_second_run_does_no_work_and_gives_the_same_results(
     audit(config)
     assert "embed: nothing to do" in caplog.text and "search: nothing to do" in caplog.text
     assert {path: path.read_bytes() for path in out.rglob("*.parquet")} == before
+
+
+def test_the_evidence_lists_the_near_copies_and_states_grade_and_sensitivity(config: AuditConfig, corpus: Path) -> None:
+    told = json.loads((Path(config.out) / "summary.json").read_text())["evidence"]
+    assert (told["grade"], told["claim"], told["placebo"]["passed"]) == ("A", True, True)
+    assert told["models"] == ["sface_2021dec", "dlib_resnet_v1"]
+    assert told["disagreement"]["control_images"] > 1000
+    recall = {one["transform"]: one["recall"]["listed"] for one in told["recall"]}
+    assert min(recall[name]["value"] for name in ("copy", "jpeg", "crop", "flip", "colour", "blur")) >= 0.8
+    with Run(config) as run:
+        findings = run.table("assess", "findings", FINDINGS).to_pylist()
+    with (corpus / "planted.csv").open(newline="") as handle:
+        leak = {row["release_key"]: row["leak"] for row in csv.DictReader(handle)}
+    listed = [row for row in findings if row["decision"].startswith("listed")]
+    clean = [row for row in listed if row["release_key"] not in leak]
+    assert len(clean) <= 0.1 * len(listed)
+    tiers = {row["tier"] for row in listed if leak.get(row["release_key"]) == "near_copy"}
+    assert tiers <= {"same photo", "same person"}

@@ -256,7 +256,7 @@ class Killer:
             self.kill(pid)
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1])
 def test_killed_actors_are_replaced(audit: Audit, reference: Tables, seed: int) -> None:
     """Every actor is killed as often as Ray starts it again."""
     killer = Killer(audit.folder, seed)
@@ -268,7 +268,7 @@ def test_killed_actors_are_replaced(audit: Audit, reference: Tables, seed: int) 
 @pytest.mark.parametrize("seed", [3])
 def test_killed_tasks_are_done_again(audit: Audit, reference: Tables, seed: int) -> None:
     killer = Killer(audit.folder, seed)
-    titles = ["ray::read_piece"] * 2 + ["ray::check_tile"] * 2 + ["ray::_merge"] * 4
+    titles = ["ray::read_piece"] * 2 + ["ray::check_tile"] + ["ray::_merge"] * 2
     assert killer.during(audit.search, lambda: killer.tasks(*titles)) == TILES
     assert [kill.title for kill in killer.kills] == titles
     audit.check(killer.kills, reference)
@@ -287,7 +287,7 @@ def test_an_actor_that_dies_too_often_ends_the_search_and_the_same_command_goes_
     audit.check(killer.kills, reference)
 
 
-WAYS = [(True, False), (False, False), (True, False), (False, True), (True, False), (True, False)]
+WAYS = [(True, False), (False, False), (False, True)]
 """Of each driver: whether it joins the session of the tests, and whether its whole process group is killed."""
 
 

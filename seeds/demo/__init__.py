@@ -1,6 +1,6 @@
 """The demo corpus: generated faces in four sets, with leaks of known kind planted in the release.
 
-    python -m seeds.demo make OUT [--scale S]    make training, control, anchor and release, and the key beside them
+    python -m seeds.demo make OUT [--scale S]    make all sets, and the key beside them
     python -m seeds.demo score RUN CORPUS        after an audit: which planted leaks were found
 
 No real person is in it: every face comes from the generator of `generator`, a person being a latent vector. So it is

@@ -14,15 +14,21 @@ import numpy as np
 from operators.errors import ConfigError
 from seeds.demo.leaks import BLENDS, LEAKS
 
-VERSION = 1
+VERSION = 2
 """Version of the corpus: a change that changes files or their meaning raises it."""
 
 SEED = 20240
 
-PERSONS = {"training": 275, "control": 275, "anchor": 150, "release": 325}
+PERSONS = {"training": 275, "control": 275, "anchor": 150, "placebo": 150, "release": 325}
 """Persons per set at scale 1; each has 2 to 6 images, 4 on average."""
 
-FOLDERS = {"training": "p{:05d}", "control": "n{:05d}", "anchor": "a{:05d}", "release": "syn_{:05d}"}
+FOLDERS = {
+    "training": "p{:05d}",
+    "control": "n{:05d}",
+    "anchor": "a{:05d}",
+    "placebo": "b{:05d}",
+    "release": "syn_{:05d}",
+}
 """Names of identities: a style per set, and numbers that mean nothing across sets."""
 
 LEAKS_PER_CLASS = 22
@@ -32,6 +38,7 @@ BROKEN = {
     "training": ("empty", "truncated", "text", "no_face", "two_faces", "other_extension"),
     "control": ("truncated", "no_face"),
     "anchor": (),
+    "placebo": (),
     "release": ("empty", "truncated", "text", "no_face", "two_faces", "other_extension"),
 }
 """Kinds of files per set that cannot be audited, at every scale."""

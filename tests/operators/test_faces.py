@@ -429,7 +429,7 @@ def test_an_empty_unit_gives_no_faces(unit_table: UnitTable, tmp_path: Path) -> 
 
 
 def test_a_table_that_is_no_unit_is_refused(unit_table: UnitTable, tmp_path: Path) -> None:
-    with pytest.raises(SchemaMismatch, match="units/1"):
+    with pytest.raises(SchemaMismatch, match="units/2"):
         FacePreparation(ALIGNED)(FACES.from_rows([{"unit": "u", "faces": []}]))
 
 
@@ -442,8 +442,8 @@ def test_a_table_of_several_units_is_refused(unit_table: UnitTable, tmp_path: Pa
 
 def test_a_unit_of_an_unknown_format_is_refused(unit_table: UnitTable, tmp_path: Path) -> None:
     (row,) = unit_table(tmp_path).to_pylist()
-    with pytest.raises(FormatError, match="'tar' is not known"):
-        FacePreparation(ALIGNED)(UNITS.from_rows([row | {"format": "tar"}]))
+    with pytest.raises(FormatError, match="'rar' is not known"):
+        FacePreparation(ALIGNED)(UNITS.from_rows([row | {"format": "rar"}]))
 
 
 def test_crops_are_those_of_the_ok_rows_in_order() -> None:

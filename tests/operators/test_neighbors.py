@@ -54,21 +54,25 @@ def search(rows: np.ndarray, vectors: np.ndarray, engine: str, *wanted: object) 
     return neighbors.ShardSearch(part, engine, Wanted(*wanted))
 
 
-@pytest.fixture(params=["as it is", "thinned out often"])
-def budget(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def budget(often: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The mixed engine also where it settles and hands over pairs in between, with products smaller than the data."""
-    if request.param != "as it is":
+    if often:
         monkeypatch.setattr(tilepass, "BUDGET", 50)
         monkeypatch.setattr(tilepass, "ROOM", 1)
         monkeypatch.setattr(tilepass, "CHUNK", 64)
         monkeypatch.setattr(tilepass, "TILE", 64)
 
 
-@pytest.mark.parametrize("engine", list(ENGINES))
+@pytest.mark.parametrize(
+    ("engine", "often"),
+    [*((engine, False) for engine in ENGINES), ("mixed", True)],
+    ids=[*ENGINES, "mixed, thinned out often"],
+)
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 10_000), k=st.sampled_from([1, 3, 10, 500]), count=st.integers(1, 160))
 def test_sharded_search_equals_brute_force_bit_for_bit(
-    engine: str, budget: None, seed: int, k: int, count: int
+    engine: str, often: bool, budget: None, seed: int, k: int, count: int
 ) -> None:
     rng = np.random.default_rng(seed)
     queries, gallery = people(seed, 17, 4), people(seed, count, 3)
@@ -119,6 +123,21 @@ def test_crowds_within_the_margin_are_told_apart(engine: str, spread: float) -> 
     found = search(np.arange(700), gallery, engine, 7, 3, None).tile(np.arange(90), queries, 0)
     assert listed(found.nearest) == brute_best(queries, gallery, 7)
     assert listed(neighbors.best(found.closest.turned(), 3)) == brute_best(gallery, queries, 3)
+
+
+@pytest.mark.parametrize("engine", list(ENGINES))
+def test_scores_that_single_precision_cannot_order_are_ordered(engine: str) -> None:
+    """Cosines of 1/2 and up to 20 steps of 2^-27 more or less, as sums of 1/2 and 30 terms too small for fp32."""
+    rng = np.random.default_rng(4)
+    steps = rng.integers(-8, 9, (300, 30))
+    steps[:, -1] = rng.integers(-20, 21, 300) - steps[:, :-1].sum(1)
+    gallery = np.full((300, 32), np.sqrt(0.75))
+    gallery[:, 0], gallery[:, 1:-1] = 0.5, steps * 2.0**-14
+    queries = np.zeros((3, 32))
+    queries[:, 0], queries[:, 1:-1] = 1, 2.0**-13 * rng.choice([-1, 1], (3, 1))
+    queries, gallery = queries.astype(np.float16), gallery.astype(np.float16)
+    found = search(np.arange(300), gallery, engine, 7, 0, None).tile(np.arange(3), queries, 0)
+    assert listed(found.nearest) == brute_best(queries, gallery, 7)
 
 
 @pytest.mark.parametrize("engine", list(ENGINES))

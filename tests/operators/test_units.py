@@ -51,7 +51,7 @@ def test_nothing_is_cut_into_no_units() -> None:
     assert list(cut([], 10)) == []
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(at=st.integers(0, 3999), key=st.integers(0, 999))
 def test_one_image_more_or_less_renames_only_the_units_around_it(at: int, key: int) -> None:
     members = a_set(4000)

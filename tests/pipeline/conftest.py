@@ -20,11 +20,12 @@ from operators.tables import REJECTS, UNITS
 from operators.units import Member, unit_digest
 from operators.vectors import normalise, to_arrow
 from pipeline.audit import audit
+from pipeline.certificate import CertifyConfig
 from pipeline.config import AuditConfig, load
 from pipeline.embed import closing_key, unit_store
 from pipeline.layout import keep_layout, lay_out
-from pipeline.search import comparisons
-from pipeline.stage import Run
+from pipeline.search import comparisons, search
+from pipeline.stage import Run, fingerprint
 from pipeline.tiles import ShardActor, read_piece
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -56,12 +57,25 @@ def config_file(corpus: Path, tmp_path: Path) -> Path:
     return write_config(corpus, tmp_path)
 
 
+@pytest.fixture
+def short_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`plan` tries the search for a moment only."""
+    monkeypatch.setattr("operators.forecast.TRIALS", ((32, 600), (32, 100), (64, 600)))
+
+
 @pytest.fixture(scope="session")
 def audited_once(session: None, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of an audit that has run; tests get copies of it."""
     folder = tmp_path_factory.mktemp("audited_once")
     audit(load(str(write_config(corpus, folder))))
     return folder
+
+
+@pytest.fixture
+def embedded_before(audited_once: Path, tmp_path: Path) -> Path:
+    """The folder of the audit that `configured` describes, with all embeddings in its store and nothing else."""
+    shutil.copytree(audited_once / "run" / "store", tmp_path / "run" / "store")
+    return tmp_path / "run"
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +94,7 @@ def write_config(corpus: Path, folder: Path) -> Path:
         "embedder": {"path": str(ROOT / "models" / "sface_2021dec.onnx"), "runtime": "onnxruntime"},
         "scan": {"unit_images": 16},
         "search": {"shards": {"workers": 1}},
+        "assess": {"controlled": False},
         "ray": {"cpus": 2, "object_store_mb": 256},
     }
     path = folder / "audit.yaml"
@@ -186,20 +201,25 @@ class Planted:
         return [hit for own in self.rows(queries) for hit in ordered if hit[0] in own]
 
     def commit(self, run: Run) -> None:
-        """Commit as if scan and embed had run."""
+        """Commit as if scan and embed had run; what is there already is left alone."""
         for role, units in self.units.items():
             listed = []
             for unit, rows in zip(units, self.rows(role), strict=True):
                 name, ok = unit_digest(unit.members), int((~unit.failed).sum())
                 facts = {"status": {"ok": ok, "no_face": len(rows) - ok}, "device": "test"}
                 contract = embeddings(WIDTH).contract
-                unit_store(run).commit(name, unit.table(), contract=contract, key=name, facts=facts)
+                if unit_store(run).find(name) is None:
+                    unit_store(run).commit(name, unit.table(), contract=contract, key=name, facts=facts)
                 whole = {"set": role, "uri": "-", "format": "folder", "unit": name, "first_row": rows.start}
                 listed.append(whole | {"members": [asdict(member) for member in unit.members]})
             table = UNITS.from_rows(listed)
-            run.save("scan", role, UNITS, table, key="test")
-            status = {"ok": self.audited(role)}
-            run.save("embed", role, REJECTS, REJECTS.from_rows([]), key=closing_key(run, table), status=status)
+            key, status = closing_key(run, table), {"ok": self.audited(role)}
+            made = run.store.child("embed").find(role)
+            if made is None or made.key != key:
+                images = sum(len(rows) for rows in self.rows(role))
+                about = {"form": "folder", "images": images, "identities": 0, "unlisted": {}, "notes": []}
+                run.save("scan", role, UNITS, table, key="test", **about)
+                run.save("embed", role, REJECTS, REJECTS.from_rows([]), key=key, status=status)
 
 
 @pytest.fixture(scope="session")
@@ -220,34 +240,131 @@ def planted() -> Planted:
     )
 
 
+@pytest.fixture(scope="session")
+def embedded(planted: Planted, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which `planted` is embedded; tests get copies of it."""
+    folder = tmp_path_factory.mktemp("embedded")
+    with Run(planted_config(folder, "run")) as run:
+        planted.commit(run)
+    return folder / "run"
+
+
+def planted_config(folder: Path, name: str, *overrides: str) -> AuditConfig:
+    path = write_config(folder / "sets", folder)
+    return load(str(path), [f"out={folder / name}", "search.floor=0.4", *overrides])
+
+
 @pytest.fixture
-def plant(planted: Planted, tmp_path: Path) -> Iterator[Callable[..., Run]]:
+def plant(planted: Planted, embedded: Path, tmp_path: Path) -> Iterator[Callable[..., Run]]:
     """Open a run in the folder `name` where `sets` are embedded; overrides are `key=value` texts."""
     with ExitStack() as held:
 
         def build(*overrides: str, sets: Planted = planted, name: str = "run") -> Run:
-            path = write_config(tmp_path / "sets", tmp_path)
-            run = held.enter_context(Run(load(str(path), [f"out={tmp_path / name}", "search.floor=0.4", *overrides])))
+            if sets is planted and not (tmp_path / name).exists():
+                shutil.copytree(embedded, tmp_path / name)
+            run = held.enter_context(Run(planted_config(tmp_path, name, *overrides)))
             sets.commit(run)
             return run
 
         yield build
 
 
+def search_tiles(run: Run) -> None:
+    """Commit in this process the tiles that a search still needs."""
+    options, target = run.config.search, run.store.child("search")
+    for comparison in comparisons(run, options.floor):
+        grid = lay_out(run, comparison)
+        keep_layout(run, grid)
+        root = str(unit_store(run).root)
+        actor = ShardActor(root, str(target.root), options.engine, Wanted(*comparison.kept), 2)
+        for key, block, shard in grid.tiles():
+            if target.find(f"tile-{key}") is None:
+                actor.tile(key, shard, read_piece(root, block), options.max_pairs, grid.counts)
+
+
 @pytest.fixture(scope="session")
-def tiled() -> Callable[[Run], Run]:
-    """Commit in this process the tiles that a search still needs, so that it has only to end."""
+def tiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Run], Run]:
+    """Commit in this process the tiles that a search still needs, so that it has only to end.
+
+    Tiles of a run without a search yet are copied, if the same sets were searched with the same options before.
+    """
+    kept = tmp_path_factory.mktemp("tiled")
 
     def make(run: Run) -> Run:
-        options, target = run.config.search, run.store.child("search")
-        for comparison in comparisons(run, options.floor):
-            grid = lay_out(run, comparison)
-            keep_layout(run, grid)
-            root = str(unit_store(run).root)
-            actor = ShardActor(root, str(target.root), options.engine, Wanted(*comparison.kept), 2)
-            for key, block, shard in grid.tiles():
-                if target.find(f"tile-{key}") is None:
-                    actor.tile(key, shard, read_piece(root, block), options.max_pairs, grid.counts)
+        if (folder := run.folder / "search").exists():
+            search_tiles(run)
+            return run
+        sets = [run.commit(stage, role).sha256 for stage in ("scan", "embed") for role in run.config.sets.given()]
+        asked = [asdict(comparison) for comparison in comparisons(run, run.config.search.floor)]
+        same = kept / fingerprint(sets, asked, asdict(replace(run.config.search, certify=CertifyConfig())))
+        if not same.exists():
+            search_tiles(run)
+            shutil.copytree(folder, same)
+        else:
+            shutil.copytree(same, folder)
         return run
 
     return make
+
+
+@pytest.fixture(scope="session")
+def searched_once(
+    session: None, embedded: Path, tiled: Callable[[Run], Run], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Path]:
+    """The folder of a finished search of the planted sets, made once for each choice of overrides."""
+    made: dict[tuple[str, ...], Path] = {}
+
+    def finish(*overrides: str) -> Path:
+        if overrides not in made:
+            folder = tmp_path_factory.mktemp("searched")
+            shutil.copytree(embedded, folder / "run")
+            with Run(planted_config(folder, "run", *overrides)) as run:
+                search(tiled(run))
+            made[overrides] = folder / "run"
+        return made[overrides]
+
+    return finish
+
+
+@pytest.fixture
+def searched(searched_once: Callable[..., Path], plant: Callable[..., Run], tmp_path: Path) -> Callable[..., Run]:
+    """Open a copy of a finished search of the planted sets in the folder `name`."""
+
+    def build(*overrides: str, name: str = "run") -> Run:
+        shutil.copytree(searched_once(*overrides), tmp_path / name)
+        return plant(*overrides, name=name)
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def planted_unit() -> Callable[..., PlantedUnit]:
+    """Build one unit of made-up vectors: role, number, stored vectors, failed images."""
+
+    def build(role: str, at: int, stored: np.ndarray, failed: np.ndarray) -> PlantedUnit:
+        keys = tuple(f"{role}-{at}-{place:03d}.jpg" for place in range(len(stored)))
+        return PlantedUnit(keys=keys, vectors=stored, failed=failed)
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def planted_sets() -> Callable[..., Planted]:
+    """Build sets of such units, by role."""
+    return lambda units: Planted(units=units)
+
+
+@pytest.fixture(scope="module")
+def committed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Run]]:
+    """Open a run of its own in which `sets` are embedded; overrides are `key=value` texts."""
+    with ExitStack() as held:
+
+        def build(sets: Planted, *overrides: str) -> Run:
+            folder = tmp_path_factory.mktemp("committed")
+            path = write_config(folder / "sets", folder)
+            uris = [f"sets.{role}.uri={folder}/sets/{role}" for role in sets.units]
+            run = held.enter_context(Run(load(str(path), [*uris, *overrides])))
+            sets.commit(run)
+            return run
+
+        yield build

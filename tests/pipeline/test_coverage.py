@@ -79,9 +79,8 @@ def test_the_sample_is_consistent_with_itself_and_the_certificate_says_how_large
     assert total < certificate["comparisons_searched_again"] < 2 * 5 * 6 * 60
 
 
-def test_the_list_of_tiles_adds_up_to_all_comparisons(session: None, plant: Plant, planted: Any, tiled: Tiled) -> None:
-    run = tiled(plant(*SMALL))
-    search(run)
+def test_the_list_of_tiles_adds_up_to_all_comparisons(searched: Plant, planted: Any) -> None:
+    run = searched(*SMALL)
     table, facts = run.table("search", "coverage", COVERAGE), run.commit("search", "coverage").facts
     assert len(set(table["tile"].to_pylist())) == len(table) == facts["tiles"] == 18
     for arm in ARMS:

@@ -44,6 +44,17 @@ def test_a_users_mistake_is_one_line_and_exit_code_1(
     assert len(shown.err.splitlines()) <= 1 and "Traceback" not in shown.err
 
 
+def test_verbs_without_a_configuration(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["catalogue"]) == 0
+    assert {"dcface", "casia_webface"} <= set(capsys.readouterr().out.split())
+    assert command.main(["catalogue", "dcface"]) == 0
+    assert "arXiv 2304.07060" in capsys.readouterr().out
+    assert command.main(["catalogue", "dcfac"]) == 1
+    assert "Did you mean dcface" in capsys.readouterr().err
+    assert command.main(["selftest", "nothing"]) == 1
+    assert "unveil selftest stats" in capsys.readouterr().err
+
+
 def test_the_debug_variable_shows_where_an_error_comes_from(monkeypatch: pytest.MonkeyPatch) -> None:
     from operators.errors import ConfigError
 
@@ -65,6 +76,7 @@ def test_the_version_is_the_installed_one(capsys: pytest.CaptureFixture[str]) ->
     assert importlib.metadata.version("unveil") == __version__
 
 
+@pytest.mark.usefixtures("short_trial")
 def test_plan_lists_sets_and_comparisons_and_writes_nothing(
     config_file: Path, corpus: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -76,6 +88,7 @@ def test_plan_lists_sets_and_comparisons_and_writes_nothing(
     assert not (config_file.parent / "run").exists()
 
 
+@pytest.mark.usefixtures("short_trial")
 def test_plan_says_what_is_already_done(config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(["scan", str(config_file)]) == 0
     capsys.readouterr()

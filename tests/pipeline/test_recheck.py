@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from operators.tables import CLOSEST, NEIGHBOURS, PAIRS, Table
 from pipeline.coverage import COVERAGE
 from pipeline.layout import units_of
 from pipeline.recheck import Again, _sample, recheck
-from pipeline.search import finished, search
+from pipeline.search import finished
 from pipeline.stage import Run
 
 pytestmark = pytest.mark.ray
@@ -25,15 +26,9 @@ SMALL = ("search.k=4", "search.columns=2", "search.block_images=30", "search.sha
 
 
 @pytest.fixture
-def searched(session: None, plant: Plant, tiled: Callable[[Run], Run]) -> Searched:
+def searched(searched: Searched) -> Searched:
     """A finished search; overrides are `key=value` texts."""
-
-    def make(*overrides: str) -> Run:
-        run = tiled(plant(*SMALL, *overrides))
-        search(run)
-        return run
-
-    return make
+    return partial(searched, *SMALL)
 
 
 def alter(run: Run, kind: Table, altered: Altered) -> str:

@@ -87,9 +87,9 @@ def test_files_that_are_no_images_by_name_are_counted(configured: Configured) ->
 @pytest.mark.parametrize(
     ("prepare", "complaint"),
     [
-        (lambda path: None, "no such folder"),
-        (lambda path: path.mkdir(), "no image file"),
-        (lambda path: path.write_text("x"), "not a folder"),
+        (lambda path: None, "no such file or folder"),
+        (lambda path: path.mkdir(), "no file of a known form"),
+        (lambda path: path.write_text("x"), "no file of a known form"),
     ],
 )
 def test_a_set_that_is_not_there_is_refused_by_name(
@@ -105,3 +105,31 @@ def test_the_run_folder_is_private(configured: Configured) -> None:
     scanned(config)
     for path in [Path(config.out), *Path(config.out).rglob("*")]:
         assert path.stat().st_mode & 0o077 == 0, path
+
+
+def test_two_list_files_of_one_place_must_not_share_images(configured: Configured, tmp_path: Path) -> None:
+    root = Path(configured().sets.training.uri)
+    keys = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.jpg"))
+    lists = {}
+    for role, own in (("training", keys[:10]), ("control", keys[10:14])):
+        lists[role] = tmp_path / f"{role}.csv"
+        lists[role].write_text("\n".join(["path", *own]))
+    options = [
+        f"sets.{role}.{name}={value}"
+        for role, file in lists.items()
+        for name, value in (("uri", root), ("list_file", file))
+    ]
+    scanned(configured(*options, f"out={tmp_path}/run2"))
+    lists["control"].write_text("\n".join(["path", *keys[9:14]]))
+    with pytest.raises(
+        FormatError, match=r"sets.training and sets.control share 1 images of .*Correct their list files"
+    ):
+        scanned(configured(*options, f"out={tmp_path}/run3"))
+
+
+def test_what_differs_from_the_catalogue_is_said(configured: Configured, tmp_path: Path) -> None:
+    config = configured("sets.training.catalogue=casia_webface", f"out={tmp_path}/run2")
+    with Run(config) as run:
+        scan(run)
+        notes = run.commit("scan", "training").facts["notes"]
+    assert any("490,623" in note for note in notes)

@@ -1,10 +1,12 @@
 """verify on a small real audit: equal as it is, and different wherever a committed part lies."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -28,8 +30,42 @@ from pipeline.verify import VerifyConfig, verify
 pytestmark = pytest.mark.ray
 Opened = Callable[..., Run]
 Altered = Callable[[pa.Table], pa.Table]
+Operator = Callable[[pa.Table], pa.Table]
 ALL = "verify.rows=100000"
 ARMS = ("training", "control", "anchor")
+
+
+@pytest.fixture(scope="module")
+def remembered() -> Callable[[Callable[..., Operator]], Callable[..., Operator]]:
+    """Lets an operator do the same work once: most tests here damage a table, and embed the same images again."""
+    made: dict[str, pa.Table] = {}
+
+    def opening(operator: Callable[..., Operator]) -> Callable[..., Operator]:
+        def build(*config: Any) -> Operator:
+            held: list[Operator] = []
+
+            def call(table: pa.Table) -> pa.Table:
+                sink = pa.BufferOutputStream()
+                with pa.ipc.new_stream(sink, table.schema) as stream:
+                    stream.write_table(table)
+                key = hashlib.sha256(repr((operator, config)).encode() + sink.getvalue()).hexdigest()
+                if key not in made:
+                    held[:] = held or [operator(*config)]
+                    made[key] = held[0](table)
+                return made[key]
+
+            return call
+
+        return build
+
+    return opening
+
+
+@pytest.fixture
+def quick(remembered: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images that were embedded again in an earlier test are not embedded once more."""
+    for name in ("FacePreparation", "Encoder"):
+        monkeypatch.setattr(module, name, remembered(getattr(module, name)))
 
 
 @pytest.fixture
@@ -105,6 +141,7 @@ def test_a_run_as_it_was_made_passes_and_the_manifest_says_what_was_checked(
         assert {path: path.read_bytes() for path in run.folder.rglob("*.parquet")} == before
 
 
+@pytest.mark.usefixtures("quick")
 def test_all_images_can_be_checked_and_rejected_ones_are_among_them(
     opened: Opened, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -118,6 +155,7 @@ def test_all_images_can_be_checked_and_rejected_ones_are_among_them(
         assert facts["comparisons"] == 2 * sum(run.commit("search", "coverage").facts["comparisons"].values())
 
 
+@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("direction", [-2.0, 2.0])
 def test_one_unit_in_the_last_place_of_a_cosine_is_seen(opened: Opened, direction: float) -> None:
     with opened(ALL, "verify.images=1") as run:
@@ -133,6 +171,7 @@ def test_one_unit_in_the_last_place_of_a_cosine_is_seen(opened: Opened, directio
         assert recorded(run)["outcome"] == "different" and recorded(run)["differences"] == 1
 
 
+@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("which", [0, -1])
 def test_a_dropped_pair_is_seen(opened: Opened, which: int) -> None:
     with opened(ALL, "verify.images=1") as run:
@@ -145,6 +184,7 @@ def test_a_dropped_pair_is_seen(opened: Opened, which: int) -> None:
             verify(run)
 
 
+@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("column", ["release_row", "cosine"])
 def test_another_closest_release_image_is_seen(opened: Opened, column: str) -> None:
     with opened(ALL, "verify.images=1") as run:
@@ -158,6 +198,7 @@ def test_another_closest_release_image_is_seen(opened: Opened, column: str) -> N
         assert recorded(run)["differences"] == 1
 
 
+@pytest.mark.usefixtures("quick")
 def test_a_made_up_pair_is_seen(opened: Opened) -> None:
     with opened(ALL, "verify.images=1") as run:
         recommit(run, PAIRS, lambda table: pa.concat_tables([table, table.slice(0, 1)]))
@@ -165,6 +206,7 @@ def test_a_made_up_pair_is_seen(opened: Opened) -> None:
             verify(run)
 
 
+@pytest.mark.usefixtures("quick")
 def test_tied_neighbours_in_another_order_are_seen(opened: Opened) -> None:
     """Two gallery images with one vector tie; the swapped list has the same cosines and ranks."""
     with opened(ALL, "verify.images=1") as run:
@@ -189,6 +231,7 @@ def test_tied_neighbours_in_another_order_are_seen(opened: Opened) -> None:
             verify(run)
 
 
+@pytest.mark.usefixtures("quick")
 def test_a_wrong_number_of_comparisons_is_seen(opened: Opened) -> None:
     with opened("verify.rows=1", "verify.images=1") as run:
         made = run.commit("search", "coverage")
@@ -198,6 +241,7 @@ def test_a_wrong_number_of_comparisons_is_seen(opened: Opened) -> None:
             verify(run)
 
 
+@pytest.mark.usefixtures("quick")
 def test_another_images_vector_is_seen(opened: Opened) -> None:
     with opened("verify.rows=1", "verify.images=100000") as run:
         unit, table = stored_unit(run, "anchor")
@@ -212,6 +256,7 @@ def test_another_images_vector_is_seen(opened: Opened) -> None:
         assert f"Delete {unit_store(run).root / unit['unit']}.* and {run.folder / 'search'}" in str(caught.value)
 
 
+@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("name", ["key", "identity", "digest", "status"])
 def test_a_row_that_says_otherwise_is_seen(opened: Opened, name: str) -> None:
     with opened("verify.rows=1", "verify.images=100000") as run:
@@ -226,6 +271,7 @@ def test_a_row_that_says_otherwise_is_seen(opened: Opened, name: str) -> None:
             verify(run)
 
 
+@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("ok", [True, False], ids=["a vector is missing", "a vector too many"])
 def test_a_vector_that_should_not_be_or_should_is_seen(opened: Opened, ok: bool) -> None:
     with opened("verify.rows=1", "verify.images=100000") as run:
@@ -243,6 +289,7 @@ def test_a_vector_that_should_not_be_or_should_is_seen(opened: Opened, ok: bool)
             verify(run)
 
 
+@pytest.mark.usefixtures("quick")
 def test_a_unit_with_too_few_rows_is_refused_by_name(opened: Opened) -> None:
     with opened("verify.rows=1", "verify.images=100000") as run:
         unit, table = stored_unit(run, "training")
@@ -251,6 +298,7 @@ def test_a_unit_with_too_few_rows_is_refused_by_name(opened: Opened) -> None:
             verify(run)
 
 
+@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("gone", [False, True], ids=["changed", "gone"])
 def test_a_file_that_has_changed_since_is_reported_as_such(
     opened: Opened, corpus: Path, tmp_path: Path, gone: bool
@@ -274,6 +322,7 @@ def test_a_file_that_has_changed_since_is_reported_as_such(
         assert recorded(run)["differences"] == 1
 
 
+@pytest.mark.usefixtures("quick")
 def test_every_difference_is_logged_by_number_and_none_by_name(
     opened: Opened, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -291,6 +340,7 @@ def test_every_difference_is_logged_by_number_and_none_by_name(
     assert len(errors) == 20 and not any(key in message for key in keys for message in errors)
 
 
+@pytest.mark.usefixtures("quick")
 def test_a_run_of_other_options_or_none_is_refused_and_leaves_no_certificate(opened: Opened) -> None:
     with opened("verify.rows=1", "verify.images=1") as run:
         verify(run)
@@ -302,6 +352,7 @@ def test_a_run_of_other_options_or_none_is_refused_and_leaves_no_certificate(ope
         verify(run)
 
 
+@pytest.mark.usefixtures("quick")
 def test_a_seed_gives_its_sample_again_and_another_seed_another(opened: Opened) -> None:
     samples = []
     with opened() as run:

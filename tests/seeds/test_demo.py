@@ -21,13 +21,30 @@ from seeds.demo.generator import Generator
 from seeds.demo.planting import make_plan, stream
 
 SCALE = 0.02
-SETS = ("training", "control", "anchor", "release")
+SETS = ("training", "control", "anchor", "placebo", "release")
 
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("demo") / "corpus"
     make(out, scale=SCALE)
+    return out
+
+
+@pytest.fixture(scope="module")
+def again(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same corpus, whose first making was interrupted."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    out = tmp_path_factory.mktemp("again") / "corpus"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(corpus_module, "_write_key", stop)
+        with pytest.raises(KeyboardInterrupt):
+            make(out, scale=SCALE)
+    assert not out.exists()
+    assert make(out, scale=SCALE).made
     return out
 
 
@@ -49,7 +66,7 @@ def pixels(path: Path) -> np.ndarray:
 def test_the_full_corpus_has_the_promised_size() -> None:
     plan = make_plan()
     counts = {name: len(pictures) for name, pictures in plan.pictures.items()}
-    assert counts == pytest.approx({"training": 1100, "control": 1100, "anchor": 600, "release": 1300}, rel=0.05)
+    assert counts == pytest.approx({"training": 1100, "control": 1100, "anchor": 600, "placebo": 600, "release": 1300}, rel=0.05)
     assert Counter(p.leak for p in plan.planted) == dict.fromkeys(leaks.LEAKS, 22)
     sources = [p.source.identity for p in plan.planted]
     assert len(set(sources)) == len(sources)
@@ -112,10 +129,9 @@ def test_broken_files_are_what_the_list_says(demo: Path) -> None:
             pixels(path)
 
 
-def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(demo: Path, tmp_path: Path) -> None:
-    make(tmp_path / "again", scale=SCALE)
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(demo: Path, again: Path, tmp_path: Path) -> None:
     make(tmp_path / "other", scale=SCALE, seed=1)
-    assert digests(tmp_path / "again") == digests(demo)
+    assert digests(again) == digests(demo)
     images = [{d for k, d in digests(p).items() if k.endswith(".jpg")} for p in (demo, tmp_path / "other")]
     constant = {hashlib.sha256(b"").hexdigest(), *(d for d in images[0] & images[1])}
     assert len(constant) <= 2
@@ -148,20 +164,9 @@ def test_a_folder_that_is_no_corpus_is_left_alone(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["training"]
 
 
-def test_an_interrupted_make_leaves_nothing_visible_and_is_made_again(
-    demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(corpus_module, "_write_key", stop)
-        with pytest.raises(KeyboardInterrupt):
-            make(tmp_path / "corpus", scale=SCALE)
-    assert not (tmp_path / "corpus").exists()
-    assert make(tmp_path / "corpus", scale=SCALE).made
-    assert [p.name for p in tmp_path.iterdir()] == ["corpus"]
-    assert digests(tmp_path / "corpus") == digests(demo)
+def test_an_interrupted_make_leaves_nothing_visible_and_is_made_again(demo: Path, again: Path) -> None:
+    assert [p.name for p in again.parent.iterdir()] == ["corpus"]
+    assert digests(again) == digests(demo)
 
 
 @pytest.mark.parametrize("scale", [0.0, -1.0, 101.0, float("nan")])

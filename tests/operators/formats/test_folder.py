@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from operators.errors import FormatError
-from operators.formats import SetConfig, folder, form
+from operators.formats import SetConfig, folder, listed, reader
+from operators.formats.listing import Listing
+from operators.sources import open_source
 
 
 @contextmanager
@@ -35,16 +37,20 @@ def put(root: Path, *keys: str) -> Path:
 
 
 def read(uri: str, key: str) -> bytes:
-    with folder.open_image(uri, key) as file:
+    with reader("folder", uri) as opened, opened.open(key) as file:
         return file.read()
 
 
+def listing(root: Path | str, identity: str = "parent") -> Listing:
+    return folder.listing(open_source(str(root)), SetConfig(uri=str(root), identity=identity))
+
+
 def labels(root: Path, identity: str = "parent") -> dict[str, str | None]:
-    return {entry.key: entry.identity for entry in folder.listing(str(root), identity).entries}
+    return {entry.key: entry.identity for entry in listing(root, identity).entries}
 
 
 def errors(root: Path) -> dict[str, str | None]:
-    return {entry.key: entry.error for entry in folder.listing(str(root), "parent").entries}
+    return {entry.key: entry.error for entry in listing(root, "parent").entries}
 
 
 def test_the_label_is_the_folder_that_holds_the_image(tmp_path: Path) -> None:
@@ -66,21 +72,21 @@ def test_a_set_without_labels_has_none(tmp_path: Path) -> None:
 def test_sizes_are_those_of_the_files(tmp_path: Path) -> None:
     put(tmp_path, "ann/1.jpg")
     (tmp_path / "empty.png").write_bytes(b"")
-    entries = folder.listing(str(tmp_path), "parent").entries
+    entries = listing(tmp_path).entries
     assert {e.key: (e.bytes, e.error) for e in entries} == {"ann/1.jpg": (18, None), "empty.png": (0, None)}
 
 
 def test_a_path_with_a_trailing_slash_or_dots_gives_the_same_keys(tmp_path: Path) -> None:
     put(tmp_path, "ann/1.jpg")
     for uri in (f"{tmp_path}/", f"{tmp_path}/ann/..", f"{tmp_path}/./"):
-        assert [e.key for e in folder.listing(uri, "parent").entries] == ["ann/1.jpg"]
+        assert [e.key for e in listing(uri).entries] == ["ann/1.jpg"]
         assert read(uri, "ann/1.jpg") == b"bytes of ann/1.jpg"
 
 
 def test_extensions_count_in_any_case_and_the_rest_is_counted_not_listed(tmp_path: Path) -> None:
     listed = {"a.JPG", "b.Jpeg", "c.PNG", "d.webp", "e.bmp", "f.pgm"}
     put(tmp_path, *listed, "g.gif", "p/h.TIF", "p/i.tif", "README", "jpg", ".hidden", "j.jpg.txt", "p/k.csv")
-    found = folder.listing(str(tmp_path), "parent")
+    found = listing(tmp_path)
     assert {entry.key for entry in found.entries} == listed
     assert found.unlisted == {".gif": 1, ".tif": 2, "no extension": 3, ".txt": 1, ".csv": 1}
 
@@ -110,7 +116,7 @@ def test_a_name_that_is_not_utf8_is_an_entry_with_an_error(tmp_path: Path, name:
     path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name))
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(b"x")
-    (bad,) = [entry for entry in folder.listing(str(tmp_path), "parent").entries if entry.key != "good.jpg"]
+    (bad,) = [entry for entry in listing(tmp_path).entries if entry.key != "good.jpg"]
     assert bad.error is not None
     assert "not valid UTF-8" in bad.error
     assert bad.key == name.decode("utf-8", "backslashreplace")
@@ -149,7 +155,7 @@ def test_a_neighbouring_folder_with_the_same_beginning_is_outside(tmp_path: Path
 
 def test_a_link_inside_the_set_is_an_image(inside: Path) -> None:
     (inside / "ann/link.jpg").symlink_to("1.jpg")
-    entry = next(e for e in folder.listing(str(inside), "parent").entries if e.key == "ann/link.jpg")
+    entry = next(e for e in listing(inside).entries if e.key == "ann/link.jpg")
     assert (entry.error, entry.identity, entry.bytes) == (None, "ann", len(b"bytes of ann/1.jpg"))
     assert read(str(inside), "ann/link.jpg") == b"bytes of ann/1.jpg"
 
@@ -165,7 +171,7 @@ def test_linked_folders_are_counted_and_not_followed(inside: Path, outside: Path
     (inside / "again").symlink_to(inside / "ann")
     (inside / "ann/round").symlink_to(inside)
     with deadline(10):
-        found = folder.listing(str(inside), "parent")
+        found = listing(inside)
     assert [entry.key for entry in found.entries] == ["ann/1.jpg"]
     assert found.unlisted == {"linked folder": 3}
     with pytest.raises(OSError, match="not a regular file inside the set's folder"):
@@ -231,19 +237,27 @@ def test_a_key_that_is_gone_is_an_os_error(inside: Path) -> None:
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FormatError, match=r"/nowhere: no such folder\. Correct the set's `uri`"):
-        folder.listing(str(tmp_path / "nowhere"), "parent")
+    with pytest.raises(FormatError, match=r"/nowhere: no such file or folder\. Correct the set's `uri`"):
+        listing(tmp_path / "nowhere")
 
 
-def test_a_file_is_not_a_set(inside: Path) -> None:
-    with pytest.raises(FormatError, match=r"ann/1\.jpg: not a folder\. Correct the set's `uri`"):
-        folder.listing(str(inside / "ann/1.jpg"), "parent")
+def test_one_image_file_is_a_set_of_one(inside: Path) -> None:
+    put(inside, "ann/2.jpg")
+    assert [(entry.key, entry.identity) for entry in listing(inside / "ann/1.jpg").entries] == [("1.jpg", None)]
+    assert read(str(inside / "ann/1.jpg"), "1.jpg") == b"bytes of ann/1.jpg"
+
+
+def test_a_pattern_names_its_files_below_their_common_folder(inside: Path) -> None:
+    put(inside, "ann/2.jpg", "ben/1.jpg", "cy/1.jpg")
+    found = listing(f"{inside}/{{ann,ben}}/[1]*.jpg")
+    assert {entry.key: entry.identity for entry in found.entries} == {"ann/1.jpg": "ann", "ben/1.jpg": "ben"}
+    assert read(f"{inside}/{{ann,ben}}/[1]*.jpg", "ben/1.jpg") == b"bytes of ben/1.jpg"
 
 
 def test_a_folder_without_images_says_which_names_count(tmp_path: Path) -> None:
     put(tmp_path, "a/notes.txt", "b.gif")
-    with pytest.raises(FormatError, match=r"no image file \(\.bmp, \.jpeg, \.jpg, \.pgm, \.png, \.webp\)"):
-        folder.listing(str(tmp_path), "parent")
+    with pytest.raises(FormatError, match=r"no image file \(\.bmp, \.jpeg, \.jpg, \.pgm, \.png, \.ppm, \.webp\)"):
+        listing(tmp_path)
 
 
 def test_a_folder_that_cannot_be_listed_stops_the_scan_by_name(inside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,18 +272,29 @@ def test_a_folder_that_cannot_be_listed_stops_the_scan_by_name(inside: Path, mon
 
     monkeypatch.setattr(os, "scandir", scandir)
     with pytest.raises(FormatError, match=r"/closed: cannot be listed \(Permission denied\)\. Give access"):
-        folder.listing(str(inside), "parent")
+        listing(inside)
 
 
-def test_the_format_is_found_by_name_and_others_are_refused(inside: Path) -> None:
-    with form("folder").open_image(str(inside), "ann/1.jpg") as file:
-        assert file.read() == b"bytes of ann/1.jpg"
-    with pytest.raises(FormatError, match=r"format 'tar' is not known\. Use one of: .*folder"):
-        form("tar")
+def test_the_form_is_recognised_and_others_are_refused(inside: Path) -> None:
+    form, found = listed(SetConfig(uri=str(inside)))
+    assert (form, [entry.key for entry in found.entries]) == ("folder", ["ann/1.jpg"])
+    with pytest.raises(FormatError, match=r"format 'rar' is not known\. Use one of: .*folder"):
+        reader("rar", str(inside))
+
+
+def test_a_folder_of_nothing_known_says_which_forms_are(tmp_path: Path) -> None:
+    put(tmp_path, "a/notes.txt")
+    with pytest.raises(FormatError, match=r"no file of a known form \(zip, tar.*\) among 1\."):
+        listed(SetConfig(uri=str(tmp_path)))
 
 
 @pytest.mark.parametrize(
-    ("wrong", "message"), [({"format": "tar"}, "format.*'tar'"), ({"identity": "x"}, "identity.*'x'")]
+    ("wrong", "message"),
+    [
+        ({"format": "rar"}, "format.*'rar'"),
+        ({"identity": "x"}, "identity.*'x'"),
+        ({"identity": "attribute:"}, "identity.*'attribute:'"),
+    ],
 )
 def test_a_set_is_declared_with_known_words_only(wrong: dict[str, str], message: str) -> None:
     with pytest.raises(ValueError, match=message):

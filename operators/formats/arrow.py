@@ -1,0 +1,232 @@
+"""Arrow IPC files and streams of encoded images, as `datasets` saves them: `data-00000-of-00001.arrow`.
+
+Listing reads the buffers of names and labels, never those of the images; an image is one range of the file, or a
+part of a compressed buffer (`ipc`).
+"""
+
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from io import BufferedIOBase, BytesIO
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+
+from operators.errors import FormatError
+from operators.formats.columns import Columns, holds_images, image_table
+from operators.formats.ipc import GO_ON, MAGIC, Batch, Spot, batch_of, batches, begin, extent, message_at, spots, whole
+from operators.formats.listing import Listing
+from operators.formats.members import located, stored
+from operators.formats.naming import missing_shards, one_ending
+from operators.formats.reading import Reader
+from operators.formats.tabular import Group, Rows, first_endings
+from operators.formats.thrift import Damaged
+from operators.sources import File, Source
+
+if TYPE_CHECKING:
+    from operators.formats import SetConfig
+
+ENDINGS = (".arrow", ".arrows", ".ipc", ".feather")
+BESIDE_BYTES = 2**28
+"""Of one buffer of names or labels, and of offsets that are kept."""
+
+CONTENT_BYTES = 2**29
+"""Of one compressed buffer of images."""
+
+KEPT = 16
+"""Batches whose offsets a reader keeps."""
+
+
+def candidates(source: Source, files: Sequence[File]) -> list[File]:
+    """Files called as Arrow files are, or the only one, by their paths."""
+    some = [file for file in files if file.path.lower().endswith(ENDINGS) or source.single is not None]
+    return sorted(some, key=lambda file: file.path)
+
+
+def schema_of(source: Source, file: File) -> pa.Schema | None:
+    """The columns of an Arrow file or stream, or None if it is none."""
+    try:
+        with source.open(file.path) as stream:
+            if not stream.read(6).startswith((MAGIC, GO_ON)):
+                return None
+            return begin(stream)[0]
+    except OSError:
+        return None
+
+
+def recognises(source: Source, files: "list[File]") -> bool:
+    """Whether an Arrow file has a column of images."""
+    schemas = (schema_of(source, file) for file in candidates(source, files)[:4])
+    return any(schema is not None and holds_images(schema) for schema in schemas)
+
+
+def listing(source: Source, options: "SetConfig") -> Listing:
+    """All rows of all Arrow files, named by their paths if these differ, else `<file>/<row>`.
+
+    Raises
+    ------
+    FormatError
+        If there is no such file, one is damaged, or has no column of images.
+    """
+    files = list(source.files())
+    chosen = candidates(source, files)
+    if not chosen:
+        raise FormatError(f"{source.uri}: no Arrow file here. Correct the set's `uri`.")
+    one_ending(file.path for file in chosen)
+    rows = Rows(source.uri, options)
+    for file in chosen:
+        where = f"{source.uri}: {file.path}"
+        choose = partial(image_table, options=options, where=where)
+        for columns, group, beside in tables(source, file, where, choose):
+            rows.add([group], columns, beside)
+    if rows.name():
+        rows.endings = first_endings(ArrowReader(source), rows)
+    others = {file.path for file in files} - {file.path for file in chosen}
+    unlisted = Counter(PurePosixPath(path).suffix or "no extension" for path in others)
+    return Listing(entries=rows, unlisted=dict(sorted(unlisted.items())), notes=missing_shards(chosen))
+
+
+def tables(
+    source: Source, file: File, where: str, choose: Callable[[pa.Schema], Columns]
+) -> Iterator[tuple[Columns, Group, dict[str, pa.Array]]]:
+    """Record batches of a file, with the columns that stand beside the content.
+
+    Raises
+    ------
+    FormatError
+        If the file is damaged, or `choose` raises it.
+    """
+    try:
+        if file.error is not None:
+            raise OSError(file.error)
+        with source.open(file.path) as stream:
+            schema, start, end = begin(stream)
+            columns, where_is = choose(schema), spots(schema)
+            at = list(where_is).index(columns.content)
+            first = 0
+            for batch in batches(stream, start, end):
+                if not 0 <= batch.rows <= batch.size + 1:
+                    raise Damaged("a batch has no possible number of rows; get the file again")
+                size = batch.size // max(1, batch.rows)
+                group = Group(file=file.path, place=(file.path, at, batch.at), rows=batch.rows, first=first, bytes=size)
+                beside = {name: column(stream, batch, where_is[name]) for name in columns.beside()}
+                yield columns, group, beside
+                first += batch.rows
+    except (OSError, pa.ArrowException) as fault:
+        reason = str(fault).splitlines()[0] if str(fault) else "damaged"
+        raise FormatError(f"{where}: cannot be read as Arrow ({reason}). Get it again, or move it away.") from fault
+
+
+def column(file: BufferedIOBase, batch: Batch, spot: Spot) -> pa.Array:
+    """A column of texts or numbers; ArrowInvalid or Damaged if its buffers do not fit."""
+    kind = spot.kind
+    if pa.types.is_dictionary(kind) or pa.types.is_null(kind):
+        raise Damaged(f"a column of names or labels is a {kind}, which is not read; write it anew as plain text")
+    long = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    parts = [whole(file, batch, spot.buffer + at, BESIDE_BYTES) for at in range(3 if long else 2)]
+    length, nulls = batch.nodes[spot.node] if spot.node < len(batch.nodes) else (-1, 0)
+    if length != batch.rows:
+        raise Damaged("a column is not as long as its batch; get the file again")
+    buffers = [pa.py_buffer(part) if at or (nulls and len(part)) else None for at, part in enumerate(parts)]
+    plain = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary()}.get(kind, kind)
+    made = pa.Array.from_buffers(plain, length, buffers)
+    made.validate(full=True)
+    return made
+
+
+class ArrowReader(Reader):
+    """Opens images by `[file, column, place of the batch, row]`."""
+
+    def __init__(self, source: Source) -> None:
+        super().__init__(source)
+        self._files: dict[str, tuple[BufferedIOBase, Sequence[Spot], int]] = {}
+        self._batches: OrderedDict[tuple[str, int, int], _Held] = OrderedDict()
+
+    def path(self, place: str) -> str:
+        """The Arrow file."""
+        return located(place, 3)[0]
+
+    def open(self, place: str, version: str | None = None) -> BufferedIOBase:
+        """The image of the row; OSError if its bytes are not there, or its batch is damaged."""
+        path, (at, batch, row) = located(place, 3)
+        file = self.held(path, version)
+        held = self._batch(path, file, at, batch)
+        if row >= held.batch.rows:
+            raise OSError("the batch has fewer rows than when it was listed; run the audit again")
+        span = held.span(file, row)
+        if span is None:
+            raise OSError("the row holds no bytes, at most the path of another file, and other files are not opened")
+        start, size = span
+        number = held.spot.buffer + 2
+        if held.batch.codec is not None:
+            data = self._content(held, file, number)
+            if start + size > len(data):
+                raise OSError("the image ends behind its buffer: the file is damaged; get it again")
+            return BytesIO(data[start : start + size])
+        where, length = extent(held.batch, number)
+        if start + size > length:
+            raise OSError("the image ends behind its buffer: the file is damaged; get it again")
+        return stored(file, where + start, size)
+
+    def close(self) -> None:
+        """Close all files."""
+        self._files = {}
+        self._batches.clear()
+        super().close()
+
+    def _content(self, held: "_Held", file: BufferedIOBase, number: int) -> memoryview:
+        """The decompressed images of a batch; one batch's are kept."""
+        if held.content is None:
+            for other in self._batches.values():
+                other.content = None
+            held.content = whole(file, held.batch, number, CONTENT_BYTES)
+        return held.content
+
+    def _batch(self, path: str, file: BufferedIOBase, at: int, batch: int) -> "_Held":
+        if path not in self._files or self._files[path][0] is not file:
+            self._files = {name: one for name, one in self._files.items() if not one[0].closed}
+            self._batches = OrderedDict((key, one) for key, one in self._batches.items() if key[0] != path)
+            schema, _, end = begin(file)
+            self._files[path] = file, list(spots(schema).values()), end
+        _, columns, end = self._files[path]
+        key = (path, at, batch)
+        if key not in self._batches:
+            message = message_at(file, batch, end) if batch < end else None
+            spot = columns[at] if at < len(columns) else None
+            binary = spot is not None and (pa.types.is_binary(spot.kind) or pa.types.is_large_binary(spot.kind))
+            if message is None or spot is None or not binary:
+                raise OSError("the file has other batches than when it was listed; run the audit again")
+            self._batches[key] = _Held(file, batch_of(message), spot)
+            while len(self._batches) > KEPT:
+                self._batches.popitem(last=False)
+        self._batches.move_to_end(key)
+        return self._batches[key]
+
+
+class _Held:
+    """A batch whose offsets are in memory, if they are few enough."""
+
+    def __init__(self, file: BufferedIOBase, batch: Batch, spot: Spot) -> None:
+        self.batch, self.spot = batch, spot
+        self.content: memoryview | None = None
+        self._type = np.dtype("<i8" if pa.types.is_large_binary(spot.kind) else "<i4")
+        self._there = [self._bits(file, one) for one in (*spot.parents, spot.buffer)]
+        raw = whole(file, batch, spot.buffer + 1, BESIDE_BYTES)
+        self._offsets = np.frombuffer(raw[: len(raw) // self._type.itemsize * self._type.itemsize], self._type)
+
+    def _bits(self, file: BufferedIOBase, number: int) -> memoryview:
+        return whole(file, self.batch, number, BESIDE_BYTES)
+
+    def span(self, file: BufferedIOBase, row: int) -> tuple[int, int] | None:
+        """Where the image is in its buffer; None if there is none; Damaged if that cannot be."""
+        for bits in self._there:
+            if len(bits) and (row // 8 >= len(bits) or not bits[row // 8] >> row % 8 & 1):
+                return None
+        if row + 1 >= len(self._offsets):
+            raise Damaged("a batch has fewer values than rows: the file is damaged; get it again")
+        start, stop = int(self._offsets[row]), int(self._offsets[row + 1])
+        if not 0 <= start <= stop:
+            raise Damaged("an image has no possible length: the file is damaged; get it again")
+        return start, stop - start

@@ -1,0 +1,132 @@
+"""The records of a file in dmlc-core's RecordIO layout, with the image header that MXNet puts before each image.
+
+A record (`recordio.h`) is the magic, a word of 3 bits flag and 29 bits length, the data, and zeros up to a multiple of
+4. Data that hold the magic at such a multiple are cut there into parts (flags 1, 2, ..., 3), and the magic is left out.
+The data of an image record begin with MXNet's `IRHeader`: flag (uint32), label (float32), id, id2 (uint64), and `flag`
+labels (float32) if that is not 0.
+"""
+
+import io
+import struct
+from dataclasses import dataclass
+from io import BufferedIOBase
+
+from operators.formats.reading import window
+
+MAGIC = 0xCED7230A
+MAGIC_BYTES = struct.pack("<I", MAGIC)
+WORDS = struct.Struct("<II")
+HEADER = struct.Struct("<IfQQ")
+MAX_PARTS = 1024
+"""An image holds the four bytes of the magic by chance; more parts than this are an attack on the reader's memory."""
+MAX_LABELS = 4096
+BLOCK = 2**20
+
+
+class Damaged(OSError):
+    """What a record's place in the file holds is no record."""
+
+
+@dataclass(slots=True)
+class Record:
+    """One image record: where its parts are, and its labels."""
+
+    parts: list[tuple[int, int]]
+    """Offset and length of the data of each part; between two the magic is left out."""
+    size: int
+    """Of the image: the data without the header and labels."""
+    after: int
+    """Where the next record begins."""
+    labels: tuple[float, ...] = ()
+    flag: int = 0
+
+
+def record_at(file: BufferedIOBase, at: int, end: int) -> Record:
+    """The image record that begins at byte `at` of a file of `end` bytes.
+
+    Raises
+    ------
+    Damaged
+        If there is none, or it goes on behind the end.
+    """
+    flag, length = words(file, at, end)
+    parts, after = [(at + 8, length)], at + 8 + length + -length % 4
+    if flag not in (0, 1):
+        raise Damaged(f"a record begins at byte {at:,} with the flag {flag} of a continued part")
+    while flag not in (0, 3):
+        flag, length = words(file, after, end)
+        if flag not in (2, 3) or len(parts) >= MAX_PARTS:
+            raise Damaged(f"the parts of the record at byte {at:,} do not follow one another, or are too many")
+        parts.append((after + 8, length))
+        after += 8 + length + -length % 4
+    size = sum(length for _, length in parts) + 4 * (len(parts) - 1)
+    if len(parts) > 1:
+        head: BufferedIOBase = io.BufferedReader(Parts(file, parts))
+    else:
+        head = file  # where its data begin
+    start = head.read(HEADER.size)
+    if min(len(start), size) < HEADER.size:
+        raise Damaged(f"the record at byte {at:,} is too short for an image record")
+    flag, label, _, _ = HEADER.unpack(start)
+    if flag == 0:
+        return Record(parts, size - HEADER.size, after, (label,))
+    if size < HEADER.size + 4 * flag or flag > MAX_LABELS:
+        raise Damaged(f"the record at byte {at:,} claims {flag:,} labels in {size:,} bytes")
+    packed = head.read(4 * flag)
+    if len(packed) < 4 * flag:
+        raise Damaged("the file ends inside this record: it is truncated")
+    labels = struct.unpack(f"<{flag}f", packed)
+    return Record(parts, size - HEADER.size - 4 * flag, after, labels, flag)
+
+
+def words(file: BufferedIOBase, at: int, end: int) -> tuple[int, int]:
+    """Flag and length of the part that begins at byte `at`; Damaged if there is none."""
+    file.seek(at)
+    data = file.read(8)
+    if len(data) < 8:
+        raise Damaged("the file ends inside this record: it is truncated")
+    magic, word = WORDS.unpack(data)
+    if magic != MAGIC:
+        raise Damaged(f"no record begins at byte {at:,}")
+    flag, length = word >> 29, word & (2**29 - 1)
+    if at + 8 + length > end:
+        raise Damaged("the file ends inside this record: it is truncated")
+    return flag, length
+
+
+class Parts(io.RawIOBase):
+    """The data of a record in several parts, with the magic put back between them."""
+
+    def __init__(self, file: BufferedIOBase, parts: list[tuple[int, int]]) -> None:
+        self._pieces = iter([piece for part in parts for piece in (part, None)][:-1])
+        self._file = file
+        self._rest: BufferedIOBase | io.BytesIO = io.BytesIO()
+
+    def readable(self) -> bool:
+        """True."""
+        return True
+
+    def readinto(self, buffer: "bytearray | memoryview") -> int:  # type: ignore[override]
+        """Fill `buffer` from the current part; OSError if the file ends early."""
+        while not (data := self._rest.read(len(buffer))):
+            try:
+                piece = next(self._pieces)
+            except StopIteration:
+                return 0
+            self._rest = io.BytesIO(MAGIC_BYTES) if piece is None else window(self._file, *piece)
+        buffer[: len(data)] = data
+        return len(data)
+
+
+def next_record(file: BufferedIOBase, at: int, end: int) -> int:
+    """Where the next record may begin: the magic at a multiple of 4 that no continued part follows."""
+    while at < end:
+        file.seek(at)
+        block = file.read(BLOCK + 8)
+        place = block.find(MAGIC_BYTES)
+        while 0 <= place <= min(BLOCK, len(block) - 8):
+            if place % 4 == 0 and block[place + 7] >> 5 in (0, 1):
+                return at + place
+            place = block.find(MAGIC_BYTES, place + 1)
+        at += BLOCK
+    return end

@@ -1,0 +1,186 @@
+"""Side files that come with record files, and the names that they give to records."""
+
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from operators.errors import FormatError
+from operators.formats.listing import Entry, identity_of, name_fault
+from operators.sources import Source
+
+if TYPE_CHECKING:
+    from operators.formats import SetConfig
+
+LINE_BYTES = 65536
+"""A line of a side file is shorter."""
+
+
+class Entries:
+    """Collects the entries of a listing: names are checked, copies of a name become rejected rows of their own."""
+
+    def __init__(self, options: "SetConfig") -> None:
+        self.made: list[Entry] = []
+        self._options = options
+        self._limit = options.limits.max_member_bytes
+        self._seen: set[str] = set()
+        self._copies: dict[str, int] = {}
+        self._identities: dict[str | None, str | None] = {}
+
+    def add(
+        self,
+        name: str,
+        size: int,
+        *,
+        place: str | None = None,
+        label: str | None = None,
+        attributes: Mapping[str, str] | None = None,
+        error: str | None = None,
+    ) -> None:
+        """One record; `label` is the form's own, `attributes` are all that it has."""
+        error = error or name_fault(name)
+        if error is None and size > self._limit:
+            error = f"{size:,} bytes; the limit is {self._limit:,} (limits.max_member_bytes of the set)"
+        key = name
+        if name in self._seen:
+            copy = self._copies.get(name, 1) + 1
+            while (key := f"{name} ({copy})") in self._seen:
+                copy += 1
+            self._copies[name] = copy
+            error = error or f"a record of the same name, {name!r}, came before; names must be unique"
+        self._seen.add(key)
+        identity = identity_of(self._options.identity, name, label, attributes or {})
+        kept = {one: attributes[one] for one in self._options.attributes if one in attributes} if attributes else None
+        self.made.append(
+            Entry(
+                key=key,
+                identity=self._identities.setdefault(identity, identity),
+                bytes=size,
+                error=error,
+                place=None if error else place,
+                attributes=kept or None,
+            )
+        )
+
+    @property
+    def wants(self) -> bool:
+        """Whether anybody will look at attributes."""
+        return bool(self._options.attributes) or self._options.identity.startswith("attribute:")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Offsets:
+    """Where records begin in a file, by the `.idx` file that came with it, in file order."""
+
+    starts: Sequence[int] = field(default_factory=list)
+    indices: Sequence[int] = field(default_factory=list)
+    """The number under which each record is known."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Names:
+    """What a list file says of records, by their numbers."""
+
+    paths: Mapping[int, str] = field(default_factory=dict)
+    labels: Mapping[int, str] = field(default_factory=dict)
+
+
+def lines(source: Source, path: str) -> Iterator[str]:
+    """The lines of a side file; what is not UTF-8 is escaped.
+
+    Raises
+    ------
+    FormatError
+        If it cannot be read, or is no text.
+    """
+    try:
+        with source.open(path) as file:
+            while line := file.readline(LINE_BYTES):
+                if len(line) == LINE_BYTES:
+                    raise FormatError(f"{source.uri}: {path} is no list of records. Remove it, or get the right file.")
+                yield line.decode("utf-8", "backslashreplace").rstrip("\r\n")
+    except OSError as error:
+        raise FormatError(f"{source.uri}: {path} cannot be read ({error.strerror or error}).") from error
+
+
+def offsets(source: Source, path: str) -> Offsets:
+    """An MXNet `.idx` file: lines of a record's number and its byte offset.
+
+    Raises
+    ------
+    FormatError
+        If it cannot be read or a line is not of this form.
+    """
+    pairs = array("q")
+    for number, line in enumerate(lines(source, path), 1):
+        fields = line.split()
+        if len(fields) != 2 or not "".join(fields).isdecimal() or max(map(len, fields)) > 18:
+            raise FormatError(
+                f"{source.uri}: line {number:,} of {path} is not a number and an offset: the index is damaged or cut "
+                f"short. Get it again, or remove it: the records can be read without it."
+            )
+        pairs.extend((int(fields[1]), int(fields[0])))
+    order = sorted(range(0, len(pairs), 2), key=pairs.__getitem__)
+    return Offsets(starts=array("q", (pairs[at] for at in order)), indices=array("q", (pairs[at + 1] for at in order)))
+
+
+def names(source: Source, path: str) -> Names:
+    """A list of records: DCFace's `list.txt`, MXNet's `.lst`, or InsightFace's `.lst`.
+
+    Lines are separated by tabs: number, path, perhaps a label (DCFace); number, labels, path (MXNet); or, in
+    InsightFace's own, a flag that is always the same, path, label, and the number is that of the line, from 1.
+
+    Raises
+    ------
+    FormatError
+        If it cannot be read, or a line has no number and path.
+    """
+    numbers, paths, labels = array("q"), [], []
+    for at, line in enumerate(lines(source, path), 1):
+        if not line.strip():
+            continue
+        fields = line.split("\t")
+        column = next((n for n, one in enumerate(fields[1:], 1) if not _is_number(one)), len(fields) - 1)
+        if len(fields) < 2 or not fields[0].isdecimal() or len(fields[0]) > 18 or not fields[column]:
+            raise FormatError(
+                f"{source.uri}: line {at:,} of {path} is not a number and a path, separated by tabs. Get it again, or "
+                f"remove it: the records can be read without it."
+            )
+        rest = fields[1:column] + fields[column + 1 :]
+        numbers.append(int(fields[0]))
+        paths.append(fields[column])
+        labels.append(label_of(float(rest[0])) if rest and _is_number(rest[0]) else (rest[0] if rest else None))
+    if len(numbers) > 1 and len(set(numbers)) == 1:
+        numbers = array("q", range(1, len(paths) + 1))
+    clean = relative(paths)
+    return Names(
+        paths=dict(zip(numbers, clean, strict=True)),
+        labels={n: label for n, label in zip(numbers, labels, strict=True) if label is not None},
+    )
+
+
+def relative(paths: Sequence[str]) -> list[str]:
+    """`paths`, without the folder that they share if they lead out of the set as those of a publisher's machine do."""
+    if not any(one.startswith(("/", "..", "~")) or one[1:2] == ":" for one in paths):
+        return [one.removeprefix("./") for one in paths]
+    # A folder that the first and the last in order share is shared by all between; an image's own may be its label.
+    first, last = (one.split("/")[:-2] for one in (min(paths), max(paths)))
+    shared = 0
+    while shared < min(len(first), len(last)) and first[shared] == last[shared]:
+        shared += 1
+    return ["/".join(one.split("/")[shared:]) for one in paths]
+
+
+def label_of(value: float) -> str | None:
+    """A label stored as a float, as text: whole numbers without a point; None if it is not finite."""
+    if value != value or value in (float("inf"), float("-inf")):
+        return None
+    return str(int(value)) if value == int(value) else f"{value:g}"
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return "_" not in text

@@ -1,0 +1,186 @@
+"""LMDB databases: HSFace's layout (msgpack of image and label under each key), or keys with encoded images as values.
+
+The file is read as it lies, by the layout of LMDB's data version 1 (`mdb.c`: meta pages, a B+ tree of branch and leaf
+pages, overflow pages for long values), not through LMDB itself: that maps the file into memory and follows its page
+numbers unchecked, so that a damaged file ends the process, and it cannot read object storage. An image is one range of
+the file. Nothing is unpickled: values that are pickles are refused.
+"""
+
+import json
+import struct
+from collections import Counter
+from collections.abc import Iterator
+from io import BufferedIOBase
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
+
+from operators.errors import FormatError
+from operators.formats.btree import MAGIC, Damaged, Tree, Value, open_tree, values
+from operators.formats.indexes import Entries
+from operators.formats.listing import Listing
+from operators.formats.rasters import SIGNATURES
+from operators.formats.reading import Reader, window
+from operators.sources import File, Source
+
+if TYPE_CHECKING:
+    from operators.formats import SetConfig
+
+SHORT = 32
+"""Bytes of a value that no image has: a count, or the label of another key."""
+LOCKS = ("lock.mdb", "-lock")
+SIZES = {0xC4: ">B", 0xC5: ">H", 0xC6: ">I", 0xD9: ">B", 0xDA: ">H", 0xDB: ">I"}
+"""msgpack's byte strings, and text as old writers used it for bytes: type and how the length is stored."""
+INTEGERS = {0xCC: ">B", 0xCD: ">H", 0xCE: ">I", 0xCF: ">Q", 0xD0: ">b", 0xD1: ">h", 0xD2: ">i", 0xD3: ">q"}
+
+
+def recognises(source: Source, files: "list[File]") -> bool:
+    """Whether a file called `data.mdb` or `*.lmdb`, or the only file, begins with LMDB's meta page."""
+    return any(_is_database(source, file) for file in _candidates(source, files)[:8])
+
+
+def _candidates(source: Source, files: "list[File]") -> "list[File]":
+    some = [file for file in files if file.path.endswith((".mdb", ".lmdb")) or source.single is not None]
+    return sorted((one for one in some if not one.path.endswith("lock.mdb")), key=lambda file: file.path)
+
+
+def _is_database(source: Source, file: File) -> bool:
+    try:
+        with source.open(file.path) as stream:
+            return stream.read(24)[16:20] == struct.pack("<I", MAGIC)
+    except OSError:
+        return False
+
+
+def _unpacked(tree: Tree, value: Value) -> tuple[int, int, str | None] | None:
+    """Where the image is in msgpack of (image, label) or (image, feature, label), its size, and the label.
+
+    None if the value is no array; Damaged if it is one and not of these.
+    """
+    if value.head[:1] not in (b"\x92", b"\x93"):
+        return None
+    start, size = at, extent = _string(value.start + 1, value.head[1:])
+    for _ in range(value.head[0] - 0x92):
+        tree.file.seek(at + extent)
+        at, extent = _string(at + extent, tree.file.read(5))
+    tree.file.seek(at + extent)
+    left = value.start + value.size - at - extent
+    data = tree.file.read(max(0, min(left, 9)))
+    code = INTEGERS.get(data[0]) if data else None
+    if len(data) == 1 == left and (data[0] < 0x80 or data[0] >= 0xE0):
+        return start, size, str(data[0] - 256 if data[0] >= 0xE0 else data[0])
+    if code is None or left != len(data) or len(data) != 1 + struct.calcsize(code):
+        raise Damaged("its value is no msgpack of an image and a number")
+    return start, size, str(struct.unpack(code, data[1:])[0])
+
+
+def _string(at: int, head: bytes) -> tuple[int, int]:
+    """Where the bytes of a msgpack byte string at `at` begin, and their number; Damaged if it is none."""
+    if head and 0xA0 <= head[0] < 0xC0:
+        return at + 1, head[0] - 0xA0
+    code = SIZES.get(head[0]) if head else None
+    width = struct.calcsize(code) if code is not None else 0
+    if code is None or len(head) < 1 + width:
+        raise Damaged("its value is no msgpack of an image and a number")
+    return at + 1 + width, int(struct.unpack_from(code, head, 1)[0])
+
+
+def listing(source: Source, options: "SetConfig") -> Listing:
+    """All images of all databases, named `<label>/<key>` where values hold labels, else by their keys.
+
+    Raises
+    ------
+    FormatError
+        If there is no database, its first pages are damaged, or its values are pickles or of no known kind.
+    """
+    files = list(source.files())
+    chosen = _candidates(source, files)
+    if not chosen:
+        raise FormatError(f"{source.uri}: no LMDB database (`data.mdb`, `*.lmdb`) here. Correct the set's `uri`.")
+    entries, unlisted, notes = Entries(options), Counter[str](), list[str]()
+    for file in chosen:
+        prefix = file.path.removesuffix(".mdb").removesuffix(".lmdb").removesuffix("/data") + "/"
+        if file.error is not None:
+            entries.add(file.path, 0, error=file.error)
+            continue
+        try:
+            with source.open(file.path) as stream:
+                tree = open_tree(stream, f"{source.uri}: {file.path}")
+                notes += _enter(entries, unlisted, tree, file.path, prefix if len(chosen) > 1 else "")
+        except OSError as error:
+            raise FormatError(f"{source.uri}: {file.path} cannot be read ({error.strerror or error}).") from error
+    if not entries.made or (notes and all(entry.error is not None for entry in entries.made)):
+        what = "; ".join(notes) or ", ".join(f"{count:,} x {kind}" for kind, count in unlisted.items())
+        raise FormatError(f"{source.uri}: no image can be read from this database ({what}). Correct the set's `uri`.")
+    others = {file.path for file in files} - {file.path for file in chosen}
+    unlisted.update(PurePosixPath(path).suffix or "no extension" for path in others if not path.endswith(LOCKS))
+    return Listing(entries=entries.made, unlisted=dict(sorted(unlisted.items())), notes=notes)
+
+
+def _enter(entries: Entries, unlisted: Counter[str], tree: Tree, path: str, prefix: str) -> Iterator[str]:
+    """Make the entries of one file; what does not fit what it announces."""
+    count, file = 0, json.dumps(path)
+    for value in values(tree):
+        damaged_page = value.fault is not None and value.key.startswith(b"damaged-page-")
+        count += not damaged_page
+        name = value.key.decode() if _is_text(value.key) else "0x" + value.key.hex()
+        fault, place = value.fault, (value.start, value.size)
+        label = None
+        if value.kind is None and fault is None and not value.head.startswith(SIGNATURES):
+            try:
+                found = _unpacked(tree, value) if not _is_own(value.key) else None
+            except Damaged as error:
+                found, fault = None, str(error)
+            if found is not None:
+                *where, label = found
+                place, name = (where[0], where[1]), f"{label}/{name}"
+            elif fault is None and (_is_own(value.key) or value.size < SHORT):
+                unlisted["index of the writer" if _is_own(value.key) else "value that is no image"] += 1
+                continue
+            elif fault is None:
+                fault = _unknown(path, value, first=not entries.made)
+        if value.kind is not None:
+            unlisted[value.kind] += 1
+            continue
+        entries.add(prefix + name, place[1], place=f"[{file}, {place[0]}, {place[1]}]", label=label, error=fault)
+    if count != tree.entries:
+        yield f"{path} announces {tree.entries:,} keys, and {count:,} were found: it is damaged; get it again"
+
+
+def _is_own(key: bytes) -> bool:
+    return key.startswith(b"__") and key.endswith(b"__")
+
+
+def _is_text(key: bytes) -> bool:
+    try:
+        return key.decode().isprintable()
+    except UnicodeDecodeError:
+        return False
+
+
+def _is_pickle(value: Value) -> bool:
+    return len(value.head) > 2 and value.head[0] == 0x80 and value.head[1] in (2, 3, 4, 5)
+
+
+def _unknown(path: str, value: Value, first: bool) -> str:
+    """Why a value is not read; FormatError if it is a pickle and the first of the set: all others will be."""
+    if not _is_pickle(value):
+        return "its value is neither an encoded image nor msgpack of an image and a number"
+    if first:
+        raise FormatError(
+            f"{path}: its values are Python pickles, which can run any code and are not read. Write the images into "
+            f"an LMDB as msgpack of (image, label), or into a folder, where you trust the file."
+        )
+    return "its value is a Python pickle, which can run any code and is not read"
+
+
+class LmdbReader(Reader):
+    """Opens images of LMDB databases."""
+
+    def path(self, place: str) -> str:
+        """The database file."""
+        return str(json.loads(place)[0])
+
+    def open(self, place: str, version: str | None = None) -> BufferedIOBase:
+        """The image in the range `place`; OSError if the file ends before."""
+        path, start, size = json.loads(place)
+        return window(self.held(path, version), start, size)

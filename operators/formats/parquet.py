@@ -1,0 +1,288 @@
+"""Parquet files of encoded images, as Hugging Face serves them: `data/train-00000-of-00004.parquet`.
+
+Listing reads the columns of names and labels, never that of the images. An image is read by decoding the one page that
+it lies in (`pages`). Where the bytes are null and only a path is given, the image is not in the set: other files are
+never opened.
+"""
+
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from io import BufferedIOBase, BytesIO
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from operators.errors import FormatError
+from operators.formats.columns import Columns, holds_images, image_table
+from operators.formats.listing import Listing
+from operators.formats.members import located
+from operators.formats.naming import TEXT_BYTES, missing_shards, one_ending
+from operators.formats.pages import CODECS, LARGE, MAX_RATIO, Chunk, Values, dictionary, page_of, values
+from operators.formats.reading import Reader
+from operators.formats.tabular import Group, Rows, first_endings
+from operators.formats.thrift import Page, page_at
+from operators.sources import File, Source
+
+if TYPE_CHECKING:
+    from operators.formats import SetConfig
+
+ENDINGS = (".parquet", ".pq", ".parq")
+MAGIC = b"PAR1"
+TOGETHER = 65_536
+"""Rows whose names and labels are decoded at once."""
+
+FAULTS = (OSError, pa.ArrowException, ValueError, KeyError, IndexError, MemoryError, OverflowError)
+"""What pyarrow raises for files that are damaged."""
+
+KNOWN = frozenset({"PLAIN", "RLE", "BIT_PACKED", "PLAIN_DICTIONARY", "RLE_DICTIONARY"})
+"""Encodings of images that `pages` decodes."""
+
+CHUNKS = 256
+"""Column chunks whose pages a reader remembers."""
+
+
+def candidates(source: Source, files: Sequence[File]) -> list[File]:
+    """Files called as Parquet files are, or the only one, by their paths."""
+    some = [file for file in files if file.path.lower().endswith(ENDINGS) or source.single is not None]
+    return sorted(some, key=lambda file: file.path)
+
+
+def schema_of(source: Source, file: File) -> pa.Schema | None:
+    """The columns of a Parquet file, or None if it is none."""
+    try:
+        with source.open(file.path) as stream:
+            if stream.read(4) != MAGIC:
+                return None
+            with _opened(stream) as table:
+                return table.schema_arrow if table.schema_arrow.names else None  # which may be no UTF-8
+    except FAULTS:
+        return None
+
+
+def recognises(source: Source, files: "list[File]") -> bool:
+    """Whether a Parquet file has a column of images."""
+    schemas = (schema_of(source, file) for file in candidates(source, files)[:4])
+    return any(schema is not None and holds_images(schema) for schema in schemas)
+
+
+def listing(source: Source, options: "SetConfig") -> Listing:
+    """All rows of all Parquet files, named by their paths if these differ, else `<file>/<row>`.
+
+    Raises
+    ------
+    FormatError
+        If there is no such file, one is damaged, or has no column of images.
+    """
+    files = list(source.files())
+    chosen = candidates(source, files)
+    if not chosen:
+        raise FormatError(f"{source.uri}: no Parquet file here. Correct the set's `uri`.")
+    one_ending(file.path for file in chosen)
+    rows = Rows(source.uri, options)
+    for file in chosen:
+        where = f"{source.uri}: {file.path}"
+        choose = partial(image_table, options=options, where=where)
+        for columns, groups, beside in tables(source, file, where, choose):
+            rows.add(groups, columns, beside)
+    if rows.name():
+        rows.endings = first_endings(ParquetReader(source), rows)
+    others = {file.path for file in files} - {file.path for file in chosen}
+    unlisted = Counter(PurePosixPath(path).suffix or "no extension" for path in others)
+    return Listing(entries=rows, unlisted=dict(sorted(unlisted.items())), notes=missing_shards(chosen))
+
+
+def tables(
+    source: Source,
+    file: File,
+    where: str,
+    choose: Callable[[pa.Schema], Columns],
+    known: frozenset[str] | None = KNOWN,
+) -> Iterator[tuple[Columns, list[Group], dict[str, pa.Array]]]:
+    """Row groups of a file, some at a time, with the columns that stand beside the content.
+
+    Raises
+    ------
+    FormatError
+        If the file is damaged, the content has another encoding than those `known`, or `choose` raises it.
+    """
+    try:
+        if file.error is not None:
+            raise OSError(file.error)
+        with source.open(file.path) as stream, _opened(stream) as table:
+            columns = choose(table.schema_arrow)
+            leaves = [table.schema.column(at).path for at in range(len(table.schema))]
+            texts = [name for name in columns.beside() if _is_text(table.schema_arrow, name)]
+            beside = [leaves.index(name) for name in columns.beside()]
+            at = next(n for n, leaf in enumerate(leaves) if (leaf + ".").startswith(columns.content + "."))
+            with _opened(stream, metadata=table.metadata, read_dictionary=texts) as read:
+                for groups in _runs(table.metadata, file, at):
+                    for group in groups:
+                        _check(stream, table.metadata.row_group(group.place[2]), beside, at, file, known)
+                    yield columns, groups, _beside(stream, table, read, groups, columns)
+    except FAULTS as fault:
+        reason = str(fault).splitlines()[0] if str(fault) else "damaged"
+        raise FormatError(f"{where}: cannot be read as Parquet ({reason}). Get it again, or move it away.") from fault
+
+
+def _runs(metadata: Any, file: File, leaf: int) -> Iterator[list[Group]]:
+    """The row groups of a file, so many at a time that reading columns of them is worth the call."""
+    groups: list[Group] = []
+    first = waiting = 0
+    for number in range(metadata.num_row_groups):
+        part = metadata.row_group(number)
+        if not 0 <= part.num_rows <= metadata.num_rows:
+            raise OSError(f"row group {number} has no possible number of rows")
+        size = max(0, part.column(leaf).total_uncompressed_size) // max(1, part.num_rows)
+        place = (file.path, leaf, number)
+        groups.append(Group(file=file.path, place=place, rows=part.num_rows, first=first, bytes=size))
+        first += part.num_rows
+        waiting += part.num_rows
+        if waiting >= TOGETHER:
+            yield groups
+            groups, waiting = [], 0
+    if groups:
+        yield groups
+    if first != metadata.num_rows:
+        raise OSError(f"{first:,} rows in its row groups, and {metadata.num_rows:,} by its footer")
+
+
+def _check(
+    stream: BufferedIOBase, part: Any, beside: Sequence[int], leaf: int, file: File, known: frozenset[str] | None
+) -> None:
+    """OSError if a row group cannot be read, or a column beside the content asks for too much memory."""
+    for at in (leaf, *beside):
+        chunk = part.column(at)
+        if chunk.file_path:
+            raise OSError("its columns lie in other files, which are not opened")
+        if chunk.compression not in (*CODECS, "UNCOMPRESSED"):
+            raise OSError(f"compressed by {chunk.compression}; write it anew with Snappy or Zstandard")
+    if known is not None and (strange := set(part.column(leaf).encodings) - known):
+        raise OSError(f"the encoding {strange.pop()} is not read; write it anew with pyarrow or datasets")
+    for at in beside:
+        chunk = chunk_of(part.column(at), 0, 0)
+        end = min(chunk.end, file.size)
+        while chunk.start < end:
+            page = page_at(stream, chunk.start, end)
+            if page.size > max(LARGE, MAX_RATIO * page.packed) or page.size > LARGE * 4:
+                raise OSError(f"a page of names or labels unpacks to {page.size:,} bytes from {page.packed:,}")
+            chunk.start = page.start + page.packed
+
+
+def chunk_of(column: Any, rows: int, defined: int) -> Chunk:
+    """A column chunk by the footer; OSError if it can be none."""
+    start = column.data_page_offset
+    if column.has_dictionary_page and 0 < column.dictionary_page_offset < start:
+        start = column.dictionary_page_offset
+    if start < 0 or column.total_compressed_size < 0:
+        raise OSError("the footer's offsets are damaged; get the file again")
+    return Chunk(start, start + column.total_compressed_size, rows, column.compression, defined)
+
+
+def _is_text(schema: pa.Schema, name: str) -> bool:
+    at = schema.get_field_index(name)
+    kind = schema.field(at).type if at >= 0 else pa.null()
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _beside(
+    stream: BufferedIOBase, table: Any, read: Any, groups: Sequence[Group], columns: Columns
+) -> dict[str, pa.Array]:
+    """The columns beside the content, each in one piece."""
+    numbers = [int(str(one.place[2])) for one in groups]
+    flat = [name for name in columns.beside() if name in table.schema_arrow.names]
+    some = read.read_row_groups(numbers, flat, use_threads=False)
+    found = {name: some.column(name).unify_dictionaries().combine_chunks() for name in flat}
+    for name in columns.beside():
+        if name not in found:  # inside a struct, where pyarrow would not keep equal texts once
+            at = next(n for n in range(len(table.schema)) if table.schema.column(n).path == name)
+            defined = table.schema.column(at).max_definition_level
+            chunks = (chunk_of(one.column(at), one.num_rows, defined) for one in map(table.metadata.row_group, numbers))
+            found[name] = pa.array([text for chunk in chunks for text in _texts(stream, chunk)], pa.large_binary())
+    return found
+
+
+def _texts(stream: BufferedIOBase, chunk: Chunk) -> Iterator[bytes | None]:
+    """The values of a chunk of texts; None for those that are no name by their length."""
+    row, known = 0, None
+    while row < chunk.rows:
+        first, page = page_of(stream, chunk, row)
+        if first == 0:
+            known = dictionary(stream, chunk)
+        held = values(stream, page, chunk, known)
+        data = held.data.tobytes()
+        for span in held.spans:
+            yield None if span is None or span[1] > TEXT_BYTES else data[span[0] : span[0] + span[1]]
+        row = first + page.values
+
+
+def _opened(stream: BufferedIOBase, **options: Any) -> Any:
+    return pq.ParquetFile(stream, pre_buffer=False, arrow_extensions_enabled=False, **options)
+
+
+class ParquetReader(Reader):
+    """Opens images by `[file, column, row group, row]`; holds one page in memory."""
+
+    def __init__(self, source: Source) -> None:
+        super().__init__(source)
+        self._tables: dict[str, tuple[BufferedIOBase, Any, Any]] = {}
+        self._chunks: OrderedDict[tuple[str, int, int], Chunk] = OrderedDict()
+        self._page: tuple[Page, Chunk, Values] | None = None
+        self._dictionary: tuple[Chunk, Values | None] | None = None
+
+    def path(self, place: str) -> str:
+        """The Parquet file."""
+        return located(place, 3)[0]
+
+    def open(self, place: str, version: str | None = None) -> BufferedIOBase:
+        """The image of the row; OSError if its bytes are not there, or its page cannot be decoded."""
+        path, (leaf, group, row) = located(place, 3)
+        file = self.held(path, version)
+        chunk = self._chunk(path, file, leaf, group)
+        if row >= chunk.rows:
+            raise OSError("the file has fewer rows than when it was listed; run the audit again")
+        first, page = page_of(file, chunk, row)
+        held = self._values(file, page, chunk)
+        span = held.spans[row - first]
+        if span is None:
+            raise OSError("the row holds no bytes, at most the path of another file, and other files are not opened")
+        return BytesIO(held.data[span[0] : span[0] + span[1]])
+
+    def close(self) -> None:
+        """Close all files."""
+        self._tables, self._page, self._dictionary = {}, None, None
+        self._chunks.clear()
+        super().close()
+
+    def _chunk(self, path: str, file: BufferedIOBase, leaf: int, group: int) -> Chunk:
+        if path not in self._tables or self._tables[path][0] is not file:
+            self._tables = {name: one for name, one in self._tables.items() if not one[0].closed}
+            self._chunks = OrderedDict((key, one) for key, one in self._chunks.items() if key[0] != path)
+            try:
+                table = _opened(file)
+                self._tables[path] = file, table.metadata, table.schema
+            except FAULTS as fault:
+                raise OSError("the file cannot be read as Parquet any more; run the audit again") from fault
+        key = (path, leaf, group)
+        if key not in self._chunks:
+            _, metadata, schema = self._tables[path]
+            if leaf >= metadata.num_columns or group >= metadata.num_row_groups:
+                raise OSError("the file has other columns than when it was listed; run the audit again")
+            part, kind = metadata.row_group(group), schema.column(leaf)
+            if kind.physical_type != "BYTE_ARRAY" or kind.max_repetition_level:
+                raise OSError("the file has other columns than when it was listed; run the audit again")
+            self._chunks[key] = chunk_of(part.column(leaf), part.num_rows, kind.max_definition_level)
+            while len(self._chunks) > CHUNKS:
+                self._chunks.popitem(last=False)
+        return self._chunks[key]
+
+    def _values(self, file: BufferedIOBase, page: Page, chunk: Chunk) -> Values:
+        if self._page is None or self._page[0] is not page:
+            self._page = None
+            if self._dictionary is None or self._dictionary[0] is not chunk:
+                self._dictionary = None
+                self._dictionary = chunk, dictionary(file, chunk)
+            self._page = page, chunk, values(file, page, chunk, self._dictionary[1])
+        return self._page[2]

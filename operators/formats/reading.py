@@ -1,0 +1,92 @@
+"""What the readers of all formats share: files of a source kept open, and windows into them."""
+
+import io
+from collections import OrderedDict
+from io import BufferedIOBase
+from types import TracebackType
+from typing import Self
+
+from operators.sources import Source
+
+OPEN_FILES = 8
+"""Files that one reader keeps open."""
+
+
+class Reader:
+    """Opens the records of one set. Not for use by several threads at once; close it, or use it as a context manager.
+
+    A format derives from it and gives `open`; where a record's file is not its place, also `path`.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self._held: OrderedDict[str, BufferedIOBase] = OrderedDict()
+
+    def open(self, place: str, version: str | None = None) -> BufferedIOBase:
+        """One encoded image (or raw little-endian float32 vector) as a stream, so that callers bound what they take.
+
+        Raises
+        ------
+        OSError
+            If the record cannot be read; its text goes into the record's row.
+        """
+        raise NotImplementedError
+
+    def path(self, place: str) -> str:
+        """The source's file that holds the record."""
+        return place
+
+    def version(self, place: str) -> str | None:
+        """What names the state of the record's file (an ETag); None where there is no such thing."""
+        return self.source.version(self.path(place))
+
+    def held(self, path: str, version: str | None = None) -> BufferedIOBase:
+        """A file of the source, opened once and kept; never close it."""
+        if path in self._held:
+            self._held.move_to_end(path)
+            return self._held[path]
+        file = self.source.open(path, version)
+        self._held[path] = file
+        while len(self._held) > OPEN_FILES:
+            self._held.popitem(last=False)[1].close()
+        return file
+
+    def close(self) -> None:
+        """Close all files."""
+        while self._held:
+            self._held.popitem()[1].close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+
+class Window(io.RawIOBase):
+    """Bytes `offset` to `offset + size` of an open file as a stream of their own; closing it leaves the file open."""
+
+    def __init__(self, file: BufferedIOBase, offset: int, size: int) -> None:
+        self._file, self._at, self._left = file, offset, size
+
+    def readable(self) -> bool:
+        """True."""
+        return True
+
+    def readinto(self, buffer: "bytearray | memoryview") -> int:  # type: ignore[override]
+        """Fill `buffer` with the next bytes; OSError if the file ends before the window does."""
+        wanted = min(len(buffer), self._left)
+        if wanted == 0:
+            return 0
+        self._file.seek(self._at)
+        data = self._file.read(wanted)
+        if not data:
+            raise OSError("the file ends inside this record: it is truncated")
+        buffer[: len(data)] = data
+        self._at, self._left = self._at + len(data), self._left - len(data)
+        return len(data)
+
+
+def window(file: BufferedIOBase, offset: int, size: int) -> BufferedIOBase:
+    """A buffered `Window`."""
+    return io.BufferedReader(Window(file, offset, size))

@@ -1,0 +1,157 @@
+"""Files of a web server, by requests for ranges.
+
+Only reading, without credentials; nothing that identifies anyone is sent. Each answer must be of the state of the file
+that was opened, by its ETag or, where the server has none, its date and size; a shorter answer than promised is never
+taken for the file's end.
+"""
+
+import http.client
+import re
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from email.message import Message
+from typing import IO
+from urllib.error import HTTPError, URLError
+from urllib.parse import quote, urlsplit
+from urllib.request import HTTPRedirectHandler, OpenerDirector, Request, build_opener
+
+from operators.errors import FormatError
+from operators.remote_faults import TRY_AGAIN, Gone, Passing, changed, persistently, shown
+from operators.remote_objects import ASKING, Found
+
+TIMEOUT_S = 20.0
+"""Longest silence of the other side."""
+ANSWER_S = 300.0
+"""Longest time for one answer."""
+PARTIAL, BEYOND = 206, 416
+_RANGE = re.compile(r"bytes (?:(\d+)-\d+|\*)/(\d+)")
+
+
+class Server:
+    """The files below one address; the same methods as `operators.remote_objects.Bucket`."""
+
+    def __init__(self, scheme: str, host: str) -> None:
+        self.shown = f"{scheme}://{host}"
+        self._opener: OpenerDirector = build_opener(_Redirects(scheme))
+
+    def sizes(self, keys: Sequence[str]) -> Iterator[tuple[str, int | None]]:
+        """Each path with the size of its file, None where there is no such file; one request each."""
+        with ThreadPoolExecutor(ASKING) as pool:
+            yield from zip(keys, pool.map(self.size, keys), strict=True)
+
+    def size(self, key: str) -> int | None:
+        """Size of a file, or None if the server has none at this path."""
+        try:
+            return self.open(key).size
+        except Gone:
+            return None
+
+    def open(self, key: str) -> "Page":
+        """The file as it is now; Gone if there is none, FormatError if the server refuses or knows no ranges."""
+        return Page(self, key)
+
+    def listed(self, folder: str) -> Iterator[Found]:
+        """FormatError: the protocol has no listing."""
+        raise FormatError(
+            f"{self.shown}/{folder}: no such file, and folders cannot be listed over http. Name a file, or files by a "
+            f"pattern such as `train-{{0000..0031}}.tar`."
+        )
+
+    def answer(self, key: str, offset: int, size: int) -> "Answer":
+        """The answer to one request for a range; Passing, Gone, FormatError."""
+        url = f"{self.shown}/{quote(key, safe='/%:@!$&()*+,;=~-._' + chr(39))}"
+        wanted = {"User-Agent": "unveil", "Accept-Encoding": "identity", "Range": f"bytes={offset}-{offset + size - 1}"}
+        try:
+            with self._opener.open(Request(url, headers=wanted), timeout=TIMEOUT_S) as answer:  # noqa: S310
+                if answer.status != PARTIAL:
+                    raise FormatError(f"{url}: the server cannot send parts of a file. Fetch it and give its path.")
+                return Answer(answer.headers, _body(answer, size), offset)
+        except HTTPError as error:
+            with error:
+                if error.code == BEYOND:
+                    return Answer(error.headers, b"", offset)
+                raise _refused(url, error.code) from None
+        except URLError as error:
+            raise Passing(_reason(error.reason)) from error
+        except (OSError, http.client.HTTPException) as error:
+            if isinstance(error, Passing | Gone):
+                raise
+            raise Passing(_reason(error)) from error
+
+
+class Answer:
+    """A part of a file, and what the server says of the whole."""
+
+    def __init__(self, headers: Message, data: bytes, offset: int) -> None:
+        match = _RANGE.fullmatch(headers.get("Content-Range", ""))
+        if match is None or (data and int(match[1] or -1) != offset):
+            raise Passing("the server does not say which part of the file it sends")
+        self.size, self.data = int(match[2]), data
+        etag = headers.get("ETag", "").removeprefix("W/").strip('"')
+        self.etag: str | None = etag or headers.get("Last-Modified")
+
+
+class Page:
+    """One state of a file on a web server; a `Remote`."""
+
+    def __init__(self, server: Server, key: str) -> None:
+        self._server, self._key = server, key
+        first = persistently(lambda: server.answer(key, 0, 1), server.shown)
+        self.size, self.etag = first.size, first.etag
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Exactly these bytes of this state; Gone, FormatError."""
+        return persistently(lambda: self._exactly(offset, size), self._server.shown)
+
+    def _exactly(self, offset: int, size: int) -> bytes:
+        answer = self._server.answer(self._key, offset, size)
+        if (answer.etag, answer.size) != (self.etag, self.size):
+            raise changed(self.etag, answer.etag)
+        if len(answer.data) != size:
+            raise Passing(f"{len(answer.data):,} of {size:,} bytes came")
+        return answer.data
+
+
+class _Redirects(HTTPRedirectHandler):
+    """Follows redirects to http and https, and from https to https only."""
+
+    def __init__(self, scheme: str) -> None:
+        self._allowed = ("https",) if scheme == "https" else ("http", "https")
+
+    def redirect_request(
+        self, req: Request, fp: IO[bytes], code: int, msg: str, headers: http.client.HTTPMessage, newurl: str
+    ) -> Request | None:
+        """The request to go on with; FormatError for a scheme that is not allowed."""
+        parts = urlsplit(newurl)
+        if parts.scheme.lower() not in self._allowed or "@" in parts.netloc:
+            fp.close()
+            raise FormatError(f"{shown(req.full_url)}: redirects to {shown(newurl)}, which is not followed.")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _body(answer: http.client.HTTPResponse, size: int) -> bytes:
+    """The answer's body, not more than `size` bytes and not for longer than `ANSWER_S`."""
+    end, parts, left = time.monotonic() + ANSWER_S, [], size
+    while left and (data := answer.read1(min(left, 1 << 20))):
+        parts.append(data)
+        left -= len(data)
+        if time.monotonic() > end:
+            raise Passing("the answer takes too long")
+    return b"".join(parts)
+
+
+def _refused(url: str, status: int) -> Exception:
+    if status in (404, 410):
+        return Gone(f"it is not there (HTTP {status})")
+    if status in TRY_AGAIN or status > 500:
+        return Passing(f"the server answers {status}")
+    if status in (401, 403):
+        return FormatError(
+            f"{url}: reading is refused (HTTP {status}). No credentials are sent over http: fetch it and give its path."
+        )
+    return FormatError(f"{url}: the server answers {status}. Correct the set's `uri`.")
+
+
+def _reason(error: object) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
