@@ -57,12 +57,22 @@ class Resources:
         log.info("ray: %d actors (%d wanted, %d allowed, room for %d)", chosen, wanted, self.workers, min(room))
         return chosen
 
-    def map_options(self) -> dict[str, Any]:
-        """Options for `Dataset.map_batches` over units: one row, as Arrow, in a pool of actors."""
+    def map_options(self, *, at_least: int = 1) -> dict[str, Any]:
+        """Options for `Dataset.map_batches` over units: one row, as Arrow, in a pool of actors.
+
+        As many actors as fit, but no more than `at_least`, start together; more are started while work is waiting. Ray
+        Data replaces an actor that dies and does its unit again, for ever: who maps must count attempts.
+
+        Raises
+        ------
+        ClusterError
+            If more than one is asked for and not even one fits.
+        """
         from ray.data import ActorPoolStrategy
 
+        first = 1 if at_least <= 1 else self.fitting(at_least, spare_cpus=0.0)
         return {
-            "compute": ActorPoolStrategy(min_size=1, max_size=self.workers),
+            "compute": ActorPoolStrategy(min_size=first, max_size=max(first, self.workers)),
             "num_cpus": self.cpus,
             "num_gpus": self.gpus,
             "batch_size": 1,

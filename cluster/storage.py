@@ -2,8 +2,12 @@
 
 A part is written aside, moved into place, and only then gets its marker `<name>.commit.json`; a reader that finds no
 marker, or bytes that differ from the marker's SHA-256, refuses. A kill at any point therefore leaves either a complete
-part or nothing that a reader would accept, and writing the same part twice is harmless. The order (data, then marker)
-is all that an object store without rename needs.
+part or nothing that a reader would accept, and writing the same part twice is harmless.
+
+A store may also be a prefix of object storage (`s3://bucket/prefix`, `gs://...`), which has no rename. There the data
+object is named by its content, `<name>-<digest>.parquet`, and comes before the marker, which is replaced in one step:
+of two writers of a part, even of different bytes, one wins, and either's part is whole. An earlier version of a part
+stays committed until the marker of the new one is there. What a killed writer left is swept.
 
 Folders are private (0700) and files too (0600): embeddings are biometric data.
 """
@@ -11,8 +15,9 @@ Folders are private (0700) and files too (0600): embeddings are biometric data.
 import hashlib
 import json
 import os
+import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +26,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cluster.faults import IncompleteTable, StorageError
+from cluster.objects import ObjectFolder
 
 MARKER = ".commit.json"
 ASIDE = ".aside-"
+STALE_S = 86_400.0
+"""Data in object storage that nobody committed for so long is a killed writer's."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,14 +51,40 @@ class Commit:
 
 
 class Store:
-    """A private folder of committed parts."""
+    """A private folder of committed parts, or a prefix of object storage with such."""
 
     def __init__(self, root: str | Path) -> None:
-        self.root = Path(root)
+        """Name the place, a path or an address; it is made when something is written.
+
+        Raises
+        ------
+        StorageError
+            If the address is not one of `cluster.objects.SCHEMES`, or holds credentials.
+        """
+        remote = isinstance(root, str) and "://" in root
+        self._objects = ObjectFolder(str(root)) if remote else None
+        self._root = None if remote else Path(root)
+
+    @property
+    def root(self) -> Path:
+        """The folder; StorageError if the store is in object storage."""
+        if self._root is None:
+            raise StorageError(f"{self.address}: this needs a folder on this machine, not object storage.")
+        return self._root
+
+    @property
+    def address(self) -> str:
+        """What `Store` takes to mean this place in every process: an absolute path, or an address."""
+        return self._objects.address if self._objects else str(self.root.resolve())
+
+    @property
+    def name(self) -> str:
+        """The last part of the address."""
+        return self.address.rpartition("/")[2]
 
     def child(self, name: str) -> "Store":
         """The store in the sub-folder `name`."""
-        return Store(self.root / name)
+        return Store(f"{self._objects.address}/{name}" if self._objects else self.root / name)
 
     def commit(
         self, name: str, table: pa.Table, *, contract: str, key: str, facts: Mapping[str, Any] | None = None
@@ -68,22 +102,23 @@ class Store:
             sha256=hashlib.sha256(data).hexdigest(),
             facts=dict(facts or {}),
         )
-        private_folder(self.root)
-        self._path(name + MARKER).unlink(missing_ok=True)
-        write_private(self._path(name + ".parquet"), data)
-        write_private(self._path(name + MARKER), to_json(asdict(made)))
+        if self._objects is None:  # data of the same name is replaced: the old marker must not vouch for it
+            private_folder(self.root)
+            (self.root / f"{name}{MARKER}").unlink(missing_ok=True)
+        self.note(self._data(made), data)
+        self.note(f"{name}{MARKER}", to_json(asdict(made)))
         return made
 
     def find(self, name: str) -> Commit | None:
         """The marker of part `name`, or None if the part is not committed."""
-        path = self._path(name + MARKER)
+        marker = f"{name}{MARKER}"
         try:
-            return Commit(**json.loads(path.read_bytes()))
+            return Commit(**json.loads(self._get(marker)))
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError) as error:
             raise IncompleteTable(
-                f"{path}: the commit marker cannot be read ({error}). Delete it and run again."
+                f"{self._shown(marker)}: the commit marker cannot be read ({error}). Delete it and run again."
             ) from error
 
     def read(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
@@ -95,26 +130,71 @@ class Store:
             If it was never committed, or its bytes differ from the committed ones.
         """
         made = self.find(name)
-        path = self._path(name + ".parquet")
         if made is None:
-            raise IncompleteTable(f"{path}: not committed. Run the stage that writes it.")
+            raise IncompleteTable(f"{self._shown(name)}.parquet: not committed. Run the stage that writes it.")
+        path = self._shown(self._data(made))
         try:
-            data = path.read_bytes()
+            data = self._get(self._data(made))
         except OSError as error:
             raise IncompleteTable(f"{path}: committed but not readable ({error}). Run its stage again.") from error
         if hashlib.sha256(data).hexdigest() != made.sha256:
             raise IncompleteTable(f"{path}: bytes differ from the committed ones. Delete it and run its stage again.")
         return pq.read_table(pa.BufferReader(data), columns=None if columns is None else list(columns))
 
+    def note(self, name: str, data: bytes) -> None:
+        """Write or replace a small file beside the parts, in one step; names that begin with `ASIDE` are swept."""
+        if self._objects:
+            self._objects.put(name, data)
+        else:
+            write_private(self.root / name, data)
+
+    def noted(self, name: str) -> bytes | None:
+        """What `note` wrote, or None."""
+        try:
+            return self._get(name)
+        except FileNotFoundError:
+            return None
+
+    def forget(self, name: str) -> None:
+        """Remove what `note` wrote, if it is there."""
+        if self._objects:
+            self._objects.delete(name)
+        else:
+            (self.root / name).unlink(missing_ok=True)
+
     def sweep(self) -> int:
-        """Remove what killed writers left aside; return how many files. Call it only while nothing is writing."""
-        left = list(self.root.glob(f"{ASIDE}*"))
-        for path in left:
-            path.unlink(missing_ok=True)
+        """Remove what killed writers left; return how many files. Call it only while nothing is writing.
+
+        In object storage, data that no marker names goes when it is `STALE_S` old: another machine may be writing.
+        """
+        left = list(self._left())
+        for name in left:
+            self.forget(name)
         return len(left)
 
-    def _path(self, name: str) -> Path:
-        return self.root / name
+    def _left(self) -> Iterator[str]:
+        if self._objects is None:
+            yield from (path.name for path in self.root.glob(f"{ASIDE}*"))
+            return
+        found = dict(self._objects.names())
+        for name, written in found.items():
+            part, dash, _ = name.rpartition("-")
+            if name.startswith(ASIDE):
+                yield name
+            elif name.endswith(".parquet") and dash and written < time.time() - STALE_S:
+                made = self.find(part) if f"{part}{MARKER}" in found else None
+                if made is None or self._data(made) != name:
+                    yield name
+
+    def _data(self, made: Commit) -> str:
+        """Name of the file with the part's bytes."""
+        return f"{made.name}-{made.sha256[:16]}.parquet" if self._objects else f"{made.name}.parquet"
+
+    def _get(self, name: str) -> bytes:
+        return self._objects.get(name) if self._objects else (self.root / name).read_bytes()
+
+    def _shown(self, name: str) -> str:
+        return f"{self._objects.address}/{name}" if self._objects else str(self.root / name)
 
 
 def private_folder(path: Path) -> Path:

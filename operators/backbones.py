@@ -53,8 +53,11 @@ class BackboneConfig:
     batch: int = 8
     """Faces per call. Every call has this shape (the last one is padded), so no result depends on its neighbours."""
     runtime: str = "auto"
-    """What runs an `onnx` model: `onnxruntime`, `openvino`, or `auto` for the faster on each worker, as far as their
-    outputs agree to `operators.runtimes.EQUIVALENT`."""
+    """What runs an `onnx` model: `onnxruntime`, `openvino`, `tensorrt`, or `auto` for the faster of the first two on
+    each worker, as far as their outputs agree to `operators.runtimes.EQUIVALENT`."""
+    compile: bool = False
+    """Let `torch.compile` rewrite a `torch` model. It opens in minutes instead of seconds, and its vectors differ in
+    their last bits, so they are other embeddings."""
     dtype: str = "float32"
     """Arithmetic of the network. `bfloat16` and `float16` are faster on some machines, and other embeddings."""
     self_test: tuple[float, ...] = ()
@@ -70,7 +73,7 @@ class BackboneConfig:
         choices = {
             "backend": ("onnx", "torch"),
             "channels": ("rgb", "bgr"),
-            "runtime": ("auto", "onnxruntime", "openvino"),
+            "runtime": ("auto", "onnxruntime", "openvino", "tensorrt"),
             "dtype": ("float32", "bfloat16", "float16"),
         }
         for name, allowed in choices.items():
@@ -78,6 +81,8 @@ class BackboneConfig:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}. Got {getattr(self, name)!r}.")
         if self.batch < 1 or self.width < 1:
             raise ValueError(f"batch and width must be at least 1. Got {self.batch} and {self.width}.")
+        if self.compile and self.backend != "torch":
+            raise ValueError(f"compile is for the backend torch. Got it with {self.backend}.")
 
 
 class Backbone(Protocol):
@@ -116,6 +121,8 @@ def address(config: BackboneConfig) -> dict[str, Any]:
     fields = {name: value for name, value in asdict(config).items() if name not in NO_ADDRESS}
     if config.backend == "onnx" and config.dtype == "float32":
         del fields["batch"]
+    if not config.compile:
+        del fields["compile"]  # embeddings made before there was the option keep their address
     return fields
 
 

@@ -8,9 +8,11 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from operators import vectors
+from operators.alignment import alignment
 from operators.backbones import BackboneConfig, open_backbone
 from operators.faces import crops
 from operators.records import FACES, embedded_unit, embeddings, nest, unnest
+from operators.selftest import drawn_face
 
 T = TypeVar("T", bound=np.generic)
 
@@ -31,6 +33,18 @@ class Encoder:
         faces = unnest(FACES.check(unit), "faces")
         name, device = unit["unit"][0].as_py(), self.backbone.device
         return nest(self.embed(faces), self.unit_contract, "images", unit=name, device=device)
+
+    def placeless(self) -> bool:
+        """Whether a face has the same bits in every place of a batch, beside any others, as far as four batches show.
+
+        Only then is the vector of an image the same wherever it is embedded, so that one may be copied for another.
+        """
+        pixels = alignment(self.alignment).pixels
+        noise = np.random.default_rng(0).integers(0, 256, (pixels, pixels, 3), np.uint8)
+        pair, count = np.stack([drawn_face(pixels), noise]), self.backbone.config.batch
+        which = np.concatenate([np.zeros(count, int), np.arange(count) % 2, np.arange(1, count + 1) % 2, [0]])
+        found = self.backbone(pair[which])[which == 0]
+        return bool((found.view(np.uint32) == found[:1].view(np.uint32)).all())
 
     def embed(self, faces: pa.Table) -> pa.Table:
         """Rows of the embeddings contract, one per row of FACE, in the same order; equal images are embedded once."""

@@ -20,6 +20,7 @@ from operators.backbones import BackboneConfig
 from operators.checkpoints import ADAFACE, ARCFACE, Checkpoint, load, require, units
 from operators.cuda import usable_device
 from operators.errors import ModelError
+from operators.runtimes import EQUIVALENT, ROUNDED, distance
 from operators.tables import FACE_PIXELS
 
 if TYPE_CHECKING:
@@ -70,7 +71,34 @@ class TorchBackbone:
         network = filled(config)
         lower(network, getattr(torch, config.dtype))
         self.network = network.to(self.place, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if config.compile:
+            self._compile()
         log.info("%s: %s on %s (%s)", config.path, config.architecture, self.device, self.reason)
+
+    def _compile(self) -> None:
+        """Let torch rewrite the network, and try it: ModelError if it cannot, or gives other embeddings."""
+        import torch
+
+        shape = (self.config.batch, 3, FACE_PIXELS, FACE_PIXELS)
+        probes = np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32)
+        wanted = self.raw(probes)
+        self.network = torch.compile(self.network, dynamic=False)
+        try:
+            found = self.raw(probes)
+        except RuntimeError as error:
+            raise ModelError(
+                f"{self.config.path}: torch.compile failed ({str(error).splitlines()[0]}). It needs a C++ compiler, "
+                f"and Triton for CUDA. Install them, or set embedder.compile to false."
+            ) from error
+        apart = distance(found, wanted)
+        allowed = EQUIVALENT if self.config.dtype == "float32" else ROUNDED
+        if not apart <= allowed:
+            raise ModelError(
+                f"{self.config.path}: compiled it gives other embeddings (unit vectors {apart:.3g} apart, at most "
+                f"{allowed:g} is allowed in {self.config.dtype}). Set embedder.compile to false."
+            )
+        self.device += " compiled"
+        self.reason += f", compiled, unit vectors {apart:.2g} from the network as it is"
 
     def __call__(self, faces_NHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Raw embeddings (N, D) of aligned RGB faces (N, 112, 112, 3)."""

@@ -156,7 +156,7 @@ def roc(
     found_P = np.insert(np.cumsum(of_member_N)[last_N], 0, 0)
     false_P = np.insert(np.cumsum(~of_member_N)[last_N], 0, 0)
     if len(found_P) > points:
-        wanted = np.geomspace(1, len(control), (points - 2) // 2)
+        wanted = np.concatenate([[0], np.geomspace(1, len(control), (points - 4) // 2)])
         feet, heads = np.searchsorted(false_P, wanted, "left"), np.searchsorted(false_P, wanted, "right") - 1
         kept = np.unique(np.concatenate([[0, len(false_P) - 1], feet, heads]))
         found_P, false_P = found_P[kept], false_P[kept]

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 from operators.errors import FormatError
 from operators.remote_faults import Gone, changed, shown
+from operators.remote_google import GoogleBucket
 from operators.remote_http import Server
 from operators.remote_objects import Bucket
 from operators.remote_streams import Remote, stream
@@ -65,7 +66,7 @@ class RemoteSource:
         self.uri = uri
         scheme, _, rest = uri.partition("://")
         name, _, key = rest.partition("/")
-        self._place: Place = Server(scheme, name) if scheme.startswith("http") else Bucket(scheme, name, anonymous)
+        self._place = _place(scheme, name, anonymous)
         self._key = key
         self._pattern = bool(re.search(r"[*?\[{]", key))
         self._lock = threading.Lock()
@@ -189,6 +190,12 @@ class RemoteSource:
         except OSError as error:
             return File(path, 0, str(error))
         return File(path, size)
+
+
+def _place(scheme: str, name: str, anonymous: bool) -> Place:
+    if scheme == "gs":
+        return GoogleBucket(name, anonymous)
+    return Bucket(name, anonymous) if scheme == "s3" else Server(scheme, name)
 
 
 def refuse_address(uri: str) -> None:

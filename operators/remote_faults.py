@@ -33,7 +33,6 @@ TRY_AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 _AWS = re.compile(r"AWS Error (\w+)(?: \(HTTP status (\d+)\))?")
 _AWS_NAME = re.compile(r"Unable to parse ExceptionName: (\w+)")
-_GOOGLE = re.compile(r"Status\((\w+)")
 
 _PASSING = frozenset(
     {
@@ -62,16 +61,15 @@ _REFUSED = frozenset(
     {
         *("ACCESS_DENIED", "INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH", "INVALID_CLIENT_TOKEN_ID"),
         *("EXPIRED_TOKEN", "ExpiredToken", "InvalidToken", "TokenRefreshRequired", "MISSING_AUTHENTICATION_TOKEN"),
-        *("INVALID_SIGNATURE", "UNRECOGNIZED_CLIENT", "PERMISSION_DENIED", "UNAUTHENTICATED", "400", "401", "403"),
+        *("INVALID_SIGNATURE", "UNRECOGNIZED_CLIENT", "400", "401", "403"),
     }
 )
 
-_KEYS = {
-    "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, ~/.aws/credentials and ~/.aws/config (AWS_PROFILE), and the "
-    "role of the machine",
-    "gs": "GOOGLE_APPLICATION_CREDENTIALS, `gcloud auth application-default login`, and the machine's service account",
-}
-"""Where the libraries look for credentials."""
+_KEYS = (
+    "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, ~/.aws/credentials and ~/.aws/config (AWS_PROFILE), and the role of "
+    "the machine"
+)
+"""Where the library looks for credentials."""
 
 
 class Passing(OSError):
@@ -112,7 +110,7 @@ def persistently(action: Callable[[], Result], place: str) -> Result:
 
 def understood(error: OSError, place: str) -> Exception:
     """What an error of `pyarrow.fs` means: `Passing`, `Gone` or FormatError, in words of our own."""
-    text, scheme = str(error), place.partition("://")[0]
+    text = str(error)
     codes = _codes(text)
     shown = ", ".join(sorted(codes)) or type(error).__name__
     if codes & _NO_BUCKET:
@@ -127,7 +125,7 @@ def understood(error: OSError, place: str) -> Exception:
         return FormatError(f"{place}: this machine's clock is wrong (REQUEST_TIME_TOO_SKEWED). Set it.")
     if codes & _REFUSED:
         return FormatError(
-            f"{place}: reading is refused ({shown}). Credentials are looked for in {_KEYS.get(scheme, '')}: give some "
+            f"{place}: reading is refused ({shown}). Credentials are looked for in {_KEYS}: give some "
             f"that may list and read it and are not expired, or `anonymous: true` for a public bucket."
         )
     if codes & _PASSING or any(code.isdecimal() and int(code) in TRY_AGAIN for code in codes):
@@ -150,7 +148,7 @@ def _said(text: str) -> str:
 
 def _codes(text: str) -> set[str]:
     """Names and HTTP statuses in the text of an error; an AWS error without a name counts by its status."""
-    found = {code for pattern in (_GOOGLE, _AWS_NAME) for code in pattern.findall(text)}
+    found: set[str] = set(_AWS_NAME.findall(text))
     for name, status in _AWS.findall(text):
         found |= {name} - {"UNKNOWN"} | {status} - {""}
     return found

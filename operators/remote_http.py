@@ -25,6 +25,8 @@ TIMEOUT_S = 20.0
 ANSWER_S = 300.0
 """Longest time for one answer."""
 PARTIAL, BEYOND = 206, 416
+MOST_BYTES = 64 << 20
+"""Of an answer that is no part of a file."""
 _RANGE = re.compile(r"bytes (?:(\d+)-\d+|\*)/(\d+)")
 
 
@@ -58,20 +60,45 @@ class Server:
             f"pattern such as `train-{{0000..0031}}.tar`."
         )
 
+    def url(self, key: str) -> str:
+        """The address of a file."""
+        return f"{self.shown}/{quote(key, safe='/%:@!$&()*+,;=~-._' + chr(39))}"
+
+    def headers(self) -> dict[str, str]:
+        """What is sent besides the range."""
+        return {}
+
     def answer(self, key: str, offset: int, size: int) -> "Answer":
         """The answer to one request for a range; Passing, Gone, FormatError."""
-        url = f"{self.shown}/{quote(key, safe='/%:@!$&()*+,;=~-._' + chr(39))}"
-        wanted = {"User-Agent": "unveil", "Accept-Encoding": "identity", "Range": f"bytes={offset}-{offset + size - 1}"}
+        wanted = {"Accept-Encoding": "identity", "Range": f"bytes={offset}-{offset + size - 1}"}
+        status, headers, data = self._sent(self.url(key), wanted, size)
+        if status not in (PARTIAL, BEYOND):
+            raise FormatError(
+                f"{self.shown}/{key}: the server cannot send parts of a file. Fetch it and give its path."
+            )
+        return Answer(headers, data, offset)
+
+    def whole(self, url: str) -> bytes:
+        """A whole answer, such as a page of a listing; Passing, Gone, FormatError."""
+        _, headers, data = self._sent(url, {"Accept-Encoding": "identity"}, MOST_BYTES)
+        if len(data) < int(headers.get("Content-Length") or 0):
+            raise Passing("the connection ended inside the answer")
+        return data
+
+    def _sent(self, url: str, wanted: dict[str, str], most: int) -> tuple[int, Message, bytes]:
+        """Status, headers and at most `most` bytes of one answer."""
+        request = Request(url, headers={"User-Agent": "unveil", **wanted})  # noqa: S310
+        for name, value in self.headers().items():
+            request.add_unredirected_header(name, value)  # credentials are for this host alone
         try:
-            with self._opener.open(Request(url, headers=wanted), timeout=TIMEOUT_S) as answer:  # noqa: S310
-                if answer.status != PARTIAL:
-                    raise FormatError(f"{url}: the server cannot send parts of a file. Fetch it and give its path.")
-                return Answer(answer.headers, _body(answer, size), offset)
+            with self._opener.open(request, timeout=TIMEOUT_S) as answer:
+                body = _body(answer, most) if answer.status == PARTIAL or "Range" not in wanted else b""
+                return answer.status, answer.headers, body
         except HTTPError as error:
             with error:
                 if error.code == BEYOND:
-                    return Answer(error.headers, b"", offset)
-                raise _refused(url, error.code) from None
+                    return BEYOND, error.headers, b""
+                raise _refused(shown(url), error.code, bool(self.headers())) from None
         except URLError as error:
             raise Passing(_reason(error.reason)) from error
         except (OSError, http.client.HTTPException) as error:
@@ -141,15 +168,14 @@ def _body(answer: http.client.HTTPResponse, size: int) -> bytes:
     return b"".join(parts)
 
 
-def _refused(url: str, status: int) -> Exception:
+def _refused(url: str, status: int, credentials: bool) -> Exception:
     if status in (404, 410):
         return Gone(f"it is not there (HTTP {status})")
     if status in TRY_AGAIN or status > 500:
         return Passing(f"the server answers {status}")
     if status in (401, 403):
-        return FormatError(
-            f"{url}: reading is refused (HTTP {status}). No credentials are sent over http: fetch it and give its path."
-        )
+        said = "Give credentials that may list and read it" if credentials else "No credentials were sent"
+        return FormatError(f"{url}: reading is refused (HTTP {status}). {said}, or fetch it and give its path.")
     return FormatError(f"{url}: the server answers {status}. Correct the set's `uri`.")
 
 

@@ -1,4 +1,4 @@
-"""Buckets of S3 and of Google Cloud Storage, through `pyarrow.fs`.
+"""Buckets of S3, and of whatever speaks its protocol, through `pyarrow.fs`.
 
 `pyarrow.fs` asks for an object's metadata when it opens it, and for ranges of it afterwards, without naming its ETag.
 So every request for a range of a larger object is followed by one for its metadata: the ETag being what it was, the
@@ -9,7 +9,6 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from datetime import timedelta
 from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -37,20 +36,18 @@ Found = tuple[str, int]
 class Bucket:
     """The objects of one bucket, to be listed and read."""
 
-    def __init__(self, scheme: str, name: str, anonymous: bool) -> None:
+    def __init__(self, name: str, anonymous: bool) -> None:
         """Prepare for requests and make none.
 
         Parameters
         ----------
-        scheme
-            `s3` or `gs`.
         name
             The bucket's.
         anonymous
             Whether to ask without credentials. Otherwise the library looks for them in their usual places.
         """
-        self.name, self.shown = name, f"{scheme}://{name}"
-        self._files = _google(anonymous) if scheme == "gs" else _amazon(anonymous)
+        self.name, self.shown = name, f"s3://{name}"
+        self._files = _amazon(anonymous)
 
     def sizes(self, keys: Sequence[str]) -> Iterator[tuple[str, int | None]]:
         """Each key with the size of its object, None where there is no such object; one request each."""
@@ -187,7 +184,7 @@ class Object:
 def etag_of(file: Any) -> str | None:
     """The ETag in the metadata of an opened object, without its quotes."""
     metadata = {str(key).lower(): bytes(value) for key, value in (file.metadata() or {}).items()}
-    found = metadata.get("etag") or metadata.get("generation")
+    found = metadata.get("etag")
     return found.decode("utf-8", "replace").strip('"') if found else None
 
 
@@ -204,18 +201,6 @@ def _amazon(anonymous: bool) -> Any:
         request_timeout=TIMEOUT_S,
         connect_timeout=TIMEOUT_S,
         retry_strategy=AwsStandardS3RetryStrategy(max_attempts=TRIES),
-    )
-
-
-def _google(anonymous: bool) -> Any:
-    from pyarrow.fs import GcsFileSystem
-
-    endpoint = os.environ.get("STORAGE_EMULATOR_HOST", "")
-    return GcsFileSystem(
-        anonymous=anonymous,
-        scheme=endpoint.partition("://")[0] if "://" in endpoint else None,
-        endpoint_override=endpoint.rpartition("://")[2].rstrip("/") or None,
-        retry_time_limit=timedelta(seconds=TIMEOUT_S),
     )
 
 

@@ -32,8 +32,7 @@ ROUNDED = 0.25
 CLEARLY_FASTER = 1.15
 """Another runtime replaces ONNX Runtime if it does so many times its work. A smaller gain is not worth that workers of
 one machine choose differently by chance."""
-ROUNDS = 5
-CALIBRATION_S = 2.0
+ROUNDS, CALIBRATION_S = 5, 2.0
 """Timing ends after so many rounds, or once it has taken this long."""
 
 
@@ -131,7 +130,14 @@ class OpenVino:
         return np.asarray(result[0], np.float32)
 
 
-RUNTIMES: Mapping[str, Callable[[Model], Network]] = {"onnxruntime": OnnxRuntime, "openvino": OpenVino}
+def _tensorrt(model: Model) -> Network:
+    from operators.trt import TensorRt
+
+    return TensorRt(model)
+
+
+Opener = Callable[[Model], Network]
+RUNTIMES: Mapping[str, Opener] = {"onnxruntime": OnnxRuntime, "openvino": OpenVino, "tensorrt": _tensorrt}
 """What can run a model, by the name that `embedder.runtime` takes."""
 
 
@@ -202,7 +208,7 @@ def _compared(network: Network, model: Model, probes_NCHW: NDArray[np.float32]) 
     if not isinstance(network, OnnxRuntime) or network.provider != "CPUExecutionProvider":
         plain = OnnxRuntime(replace(alone, dtype="float32"), cuda=False)
     wanted = np.concatenate([_output(plain, _filled(probe[None], alone.batch), alone)[:1] for probe in probes_NCHW])
-    apart = _distance(found[: len(wanted)], wanted)
+    apart = distance(found[: len(wanted)], wanted)
     allowed = EQUIVALENT if model.dtype == "float32" else ROUNDED
     if apart <= allowed:
         return apart
@@ -243,7 +249,7 @@ def _filled(planes_NCHW: NDArray[np.float32], batch: int) -> NDArray[np.float32]
     return np.ascontiguousarray(np.resize(planes_NCHW, (count, *planes_NCHW.shape[1:])))
 
 
-def _distance(found_ND: NDArray[np.float32], wanted_ND: NDArray[np.float32]) -> float:
+def distance(found_ND: NDArray[np.float32], wanted_ND: NDArray[np.float32]) -> float:
     """Largest distance of unit vectors; rows that are not usable must be so in both."""
     units = []
     for raw in (found_ND.astype(np.float64), wanted_ND.astype(np.float64)):

@@ -4,8 +4,7 @@ A decoder that is fed a hostile image can crash, hang, or take all memory; no `e
 keeps the function in a child and reads its results from a pipe. The child announces every item before it touches it,
 so the item to blame is known: it becomes a `Fault`, and a fresh child goes on with the next one.
 
-This keeps a run alive. It is no defence against an image that takes over the decoder, because the parent unpickles
-what its child sends. Linux only.
+This keeps a run alive. It is no defence against an image that takes over the decoder, whose word is unpickled. Linux.
 """
 
 import ctypes
@@ -37,8 +36,7 @@ STEP_SECONDS = 1.0
 """The clock never runs further than this at once, so a pause of the whole machine blames nobody."""
 AHEAD_ITEMS, AHEAD_BYTES = 8, 2**19
 """So many items are sent before their turn, but none while so many bytes wait for room in the pipe."""
-PIPE_BYTES, READ_BYTES, TAIL_BYTES = 2**20, 2**18, 2000
-FRAME = struct.Struct("<cQ")
+PIPE_BYTES, READ_BYTES, TAIL_BYTES, FRAME = 2**20, 2**18, 2000, struct.Struct("<cQ")
 READY, BEGIN, VALUE, MEMORY, TEXT, ERROR = b"R", b"B", b"V", b"M", b"T", b"E"
 """What stands before each message of the child, with its length. The last three are last words: memory ran out, or an
 exception in words and, where possible, pickled."""
@@ -67,7 +65,7 @@ class Sandbox(Generic[T, R]):
     _busy = False
 
     def __init__(self, build: Callable[[], Callable[[T], R]], *, seconds: float, memory_bytes: int | None) -> None:
-        """Note what to run; the first `map` starts the child.
+        """Note what to run; `start` or the first `map` starts the child.
 
         `build` is called once in every child and returns the function for the items. It travels pickled: a class, an
         importable function, or a `functools.partial` of one. `seconds` is the time limit of one item; the clock stands
@@ -78,6 +76,11 @@ class Sandbox(Generic[T, R]):
             raise ValueError(f"seconds and memory_bytes must be positive. Got {seconds} and {memory_bytes}.")
         self._first = pickle.dumps((build, memory_bytes), pickle.HIGHEST_PROTOCOL)
         self._seconds = seconds
+
+    def start(self) -> "_Child":
+        """Start the child if there is none: it builds its function while the caller goes on."""
+        self._child = self._child or _Child(self._first, self._seconds)
+        return self._child
 
     def map(self, items: Sequence[T]) -> Iterator[R | Fault]:
         """The function's result, or a Fault, for each item, in order.
@@ -107,9 +110,7 @@ class Sandbox(Generic[T, R]):
 
     def _until_loss(self, items: Sequence[T], done: int) -> Iterator[R]:
         """Results from item `done` on, until all are there or the child is lost."""
-        if self._child is None:
-            self._child = _Child(self._first, self._seconds)
-        child, sent = self._child, done
+        child, sent = self.start(), done
         while done < len(items) and not child.lost:
             while sent < min(len(items), done + AHEAD_ITEMS) and len(child.unsent) < AHEAD_BYTES:
                 child.unsent += pickle.dumps(items[sent], pickle.HIGHEST_PROTOCOL)
@@ -131,8 +132,7 @@ class Sandbox(Generic[T, R]):
         if READY not in child.words:
             wrote = child.tail.decode("utf-8", "backslashreplace").strip() or "nothing"
             raise RuntimeError(f"the sandbox's child process {child.end()} before it was ready. It wrote: {wrote}")
-        outside = -child.process.returncode in OUTSIDE and not child.late
-        if not second and (outside or child.latest != BEGIN):
+        if not second and (child.latest != BEGIN or (-child.process.returncode in OUTSIDE and not child.late)):
             return None
         return Fault(status="timed_out" if child.late else "crashed", reason=f"its process {child.end()}")
 
@@ -174,11 +174,12 @@ class _Child:
             self.poll.register(pipe, select.POLLIN)
             with suppress(OSError):  # the user's pipes hold all that they may: slower, not wrong
                 fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+        self.send()
 
     def values(self) -> list[bytes]:
         """Results that have arrived, perhaps none. Waits for news for a while; `lost` tells that none will come."""
         start = time.monotonic()
-        self._write()
+        self.send()
         for pipe, _ in self.poll.poll(min(self.left_s, STEP_SECONDS) * 1000):
             if pipe == self.outlet:
                 self.received += (data := os.read(pipe, READ_BYTES))
@@ -191,7 +192,7 @@ class _Child:
             self.late = self.lost = True
         return values
 
-    def _write(self) -> None:
+    def send(self) -> None:
         """Fill the pipe; if something is left, `poll` tells when there is room for more."""
         with suppress(BlockingIOError, BrokenPipeError):  # a child that is gone is noticed at the other pipe
             while self.unsent:
@@ -222,9 +223,8 @@ class _Child:
 
     def end(self) -> str:
         """Let a dying child finish, kill any other, give everything back, and tell how it ended."""
-        if self.lost and not self.late:
-            with suppress(TimeoutExpired):
-                self.process.wait(STEP_SECONDS)
+        with suppress(TimeoutExpired):
+            self.process.wait(STEP_SECONDS if self.lost and not self.late else 0)
         self.process.kill()
         code = self.process.wait()
         if not self.lifeline.closed:

@@ -96,7 +96,7 @@ class LocalSource:
             if not self._matches:
                 raise FormatError(f"{self.uri}: no such file or folder. Correct the set's `uri`.")
             yield from map(self._file, self._matches)
-        elif not self.root.is_dir():
+        elif not Path(self.uri).is_dir():
             raise FormatError(f"{self.uri}: neither a folder nor a regular file. Correct the set's `uri`.")
         else:
             yield from self._walk()

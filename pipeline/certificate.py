@@ -74,7 +74,7 @@ def tile_facts(run: Run, grid: Grid) -> Iterator[tuple[Piece, Piece, Mapping[str
         seen = None if made is None else (made.facts["queries"], made.facts["gallery"])
         if made is None or seen != (block.audited, shard.audited):
             raise IncompleteTable(
-                f"{store.root}/tile-{key} saw {seen} of {block.audited} x {shard.audited} audited images. Delete it, "
+                f"{store.address}/tile-{key} saw {seen} of {block.audited} x {shard.audited} audited images. Delete it "
                 f"and run `unveil search` again."
             )
         yield block, shard, made.facts
@@ -91,7 +91,7 @@ def check_sample(run: Run, grid: Grid, options: CertifyConfig, fresh: Collection
     import ray
 
     list(tile_facts(run, grid))  # before anything is made of a tile that saw other images
-    roots = str(unit_store(run).root.resolve()), str(run.store.child("search").root.resolve())
+    roots = unit_store(run).address, run.store.child("search").address
     task = ray.remote(num_cpus=0.5)(check_tile)
     calls = [
         partial(task.remote, *roots, grid.comparison, *tile, options.rows, [options.seed, at])

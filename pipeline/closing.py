@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import ARMS, AuditConfig
+from pipeline.page_evidence import terminal_lines
+from pipeline.spreadsheet import visible
 
 
 def closing(config: AuditConfig) -> tuple[str, bool]:
@@ -28,6 +30,8 @@ def closing(config: AuditConfig) -> tuple[str, bool]:
             f"{arm:<13} {found['candidates']:,} candidate pairs, {found['persons']:,} persons; "
             f"{found['expected_false']:.1f} pairs expected by chance"
         )
+    if (evidence := summary.get("evidence")) is not None:
+        lines += [f"{name:<13} {visible(text)}" for name, text in terminal_lines(evidence)]
     limit = summary["limit"]
     over = limit is not None and summary["findings"] > limit
     if limit is not None:

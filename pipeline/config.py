@@ -100,6 +100,10 @@ class AuditConfig:
     ray: SessionConfig = field(default_factory=SessionConfig)
 
     def __post_init__(self) -> None:
+        if "://" in self.out:
+            raise ValueError(
+                f"out must be a folder on this machine; only `store` may be in object storage. Got {self.out!r}."
+            )
         for role, one in self.sets.given().items():
             if within(self.out, one.uri):
                 raise ValueError(f"out lies inside the {role} set ({one.uri}). Put the run folder elsewhere.")

@@ -1,12 +1,12 @@
 """embed: every image of every set to a stored embedding, or to a row that says why not.
 
-    units -> read + decode + detect + align (CPU actors) -> embed (CPU or GPU actors) -> one committed file per unit
-                                                         -> embed by the next model  ->
+    units -> read + decode + detect + align -> embed -> embed by the next model -> one committed file per unit and model
 
-An image is decoded and its face detected once, whatever the number of models; each model has its own store.
-A unit is one row all the way, so Ray's blocks never decide what is computed together. Resume is a listing: units whose
-file is committed under this embedder and preparation are not computed again, by this run or any other that shares the
-store.
+On CPUs one actor does all of this for a unit; with GPUs, preparation (CPU actors), models (GPU actors) and commit are
+steps with actors of their own (`pipeline.workers`). An image is decoded and its face detected once, whatever the number
+of models; each model has its own store. A unit is one row all the way, so Ray's blocks never decide what is computed
+together. Resume is a listing: units whose file is committed under this embedder and preparation are not computed again,
+by this run or any other that shares the store.
 """
 
 import json
@@ -15,29 +15,33 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cluster.faults import IncompleteTable, StorageError
+from cluster.faults import ClusterError, IncompleteTable, StorageError
 from cluster.pool import original_errors
 from cluster.resources import Resources
-from cluster.storage import Commit, Store, to_json, write_private
+from cluster.storage import Commit, Store, to_json
 from operators.backbones import BackboneConfig, address
 from operators.encoder import Encoder
 from operators.errors import FormatError
 from operators.faces import PREPARATION_VERSION, FaceConfig, FacePreparation
-from operators.records import FACES, embedded_unit, embeddings, unnest
-from operators.tables import REJECTS, UNITS, Table
+from operators.records import embeddings
+from operators.tables import REJECTS, UNITS
 from pipeline.models import obtained
 from pipeline.progress import Progress
+from pipeline.ready_units import take_ready
+from pipeline.repeats import with_sources
 from pipeline.stage import Run, fingerprint
+from pipeline.workers import Task, UnitCommit, UnitEncoder, UnitPreparation, UnitWorker
 
 log = logging.getLogger(__name__)
 
 
+COMMIT = Resources(workers=64, cpus=0.1)
+"""Of the step that writes, where steps have workers of their own."""
 RUNTIME = "runtime.json"
 """Beside the embeddings of a model: what ran it when the first of them were made."""
 
@@ -48,6 +52,28 @@ class EmbedConfig:
 
     prepare: Resources = field(default_factory=lambda: Resources(workers=64, cpus=0.4))
     encode: Resources = field(default_factory=lambda: Resources(workers=64, cpus=0.4))
+    chain: str = "auto"
+    """`steps`: images are prepared by some workers and embedded by others, each sized by itself; best where GPUs embed.
+    `whole`: every worker takes a unit from its list to its commit, with the shares of both; best where CPUs do all.
+    `auto`: `whole` unless `encode.gpus` is set. The tables are the same bytes."""
+
+    def __post_init__(self) -> None:
+        if self.chain not in ("auto", "steps", "whole"):
+            raise ValueError(f"chain must be one of auto, steps, whole. Got {self.chain!r}.")
+
+    @property
+    def in_one_worker(self) -> bool:
+        """Whether each worker does all steps."""
+        return self.chain == "whole" or (self.chain == "auto" and not self.encode.gpus)
+
+    @property
+    def worker(self) -> Resources:
+        """Shares of a worker that does all steps."""
+        return Resources(
+            workers=min(self.prepare.workers, self.encode.workers),
+            cpus=self.prepare.cpus + self.encode.cpus,
+            gpus=self.prepare.gpus + self.encode.gpus,
+        )
 
 
 def embed(run: Run) -> None:
@@ -63,8 +89,10 @@ def embed(run: Run) -> None:
         if pending.num_rows:
             for model in models:
                 unit_store(run, model).sweep()
-            run.ray()
-            _embed_units(pending, run)
+            pending = take_ready(run, pending, unit_store(run))
+            if pending.num_rows:
+                run.ray()
+                facts["copied_now"] = _embed_units(pending, wanted, run)
         else:
             log.info("embed: nothing to do, %s images in %s units are embedded", f"{images:,}", f"{wanted.num_rows:,}")
         for model in models[1:]:
@@ -97,105 +125,83 @@ def _pending(wanted: pa.Table, stores: Sequence[Store]) -> pa.Table:
     return wanted.take(pa.array(rows, pa.int64()))
 
 
-def _embed_units(pending: pa.Table, run: Run) -> None:
-    """The Ray Data chain, from units to committed files."""
+def _embed_units(pending: pa.Table, wanted: pa.Table, run: Run) -> int:
+    """The Ray Data chain, from units to committed files; returns how many rows were taken from other units."""
     import ray
+    import ray.data
 
     faces = replace(run.config.faces, detector=os.path.abspath(run.config.faces.detector))
     models = [replace(one, path=os.path.abspath(one.path)) for one in map(obtained, run.config.models())]
-    roots = [str(unit_store(run, model).root.resolve()) for model in models]
-    alignments = tuple(dict.fromkeys(model.alignment for model in models))
-    workers = run.config.embed
-    opening = ray.remote(num_cpus=workers.encode.cpus, num_gpus=workers.encode.gpus)(_open_models)
+    roots = [unit_store(run, model).address for model in models]
+    shares = run.config.embed.encode
+    opening = ray.remote(num_cpus=shares.cpus, num_gpus=shares.gpus, max_retries=0)(_open_models)
     with original_errors():
-        models = ray.get(opening.remote(faces, _as_begun(models, roots)))
+        models, placeless = ray.get(opening.remote(faces, _as_begun(models, roots)))
     for model, root in zip(models, roots, strict=True):
-        write_private(Path(root) / RUNTIME, to_json({"runtime": model.runtime}))
-    made = ray.data.from_arrow([pending.slice(at, 1) for at in range(pending.num_rows)]).map_batches(
-        FacePreparation, fn_constructor_args=(faces, alignments), **workers.prepare.map_options()
-    )
-    for at, (model, root) in enumerate(zip(models, roots, strict=True)):
-        last = at == len(models) - 1
-        made = made.map_batches(
-            UnitEncoder, fn_constructor_args=(model, root, at, last), **workers.encode.map_options()
-        )
-    contracts = [embeddings(model.width) for model in models]
-    committed = made.map_batches(
-        _commit_unit,
-        fn_kwargs={"roots": roots, "contracts": contracts},
-        batch_size=1,
-        batch_format="pyarrow",
-        num_cpus=0.1,
-    )
-    progress = Progress("embed", sum(map(len, pending["members"])), "images")
-    for row in committed.iter_rows():
-        if row["fault"] is not None:
-            raise StorageError(row["fault"])
-        progress.add(row["images"], row["failed"])
+        Store(root).note(RUNTIME, to_json({"runtime": model.runtime}))
+    listed = with_sources(pending, wanted, copies=placeless)
+    task = Task(faces=faces, models=tuple(models), roots=tuple(roots))
+    committed = _chain(ray.data.from_arrow([listed.slice(at, 1) for at in range(listed.num_rows)]), task, run)
+    progress, copies = Progress("embed", sum(map(len, pending["members"])), "images"), 0
+    with original_errors():
+        for row in committed.iter_rows():
+            _refuse(row)
+            progress.add(row["images"], row["failed"])
+            copies += row["copies"]
     progress.end()
+    return copies
+
+
+def _chain(units: Any, task: Task, run: Run) -> Any:
+    """The dataset of committed units' counts: one worker for all steps, or a step each where a model is on a GPU."""
+    options, count = run.config.embed, units.num_blocks()
+    if options.in_one_worker:
+        shares = options.worker
+        return units.map_batches(UnitWorker, fn_constructor_args=(task,), **shares.map_options(at_least=count))
+    made = units.map_batches(UnitPreparation, fn_constructor_args=(task,), **options.prepare.map_options())
+    for place in range(len(task.models)):
+        made = made.map_batches(UnitEncoder, fn_constructor_args=(task, place), **options.encode.map_options())
+    return made.map_batches(UnitCommit, fn_constructor_args=(task,), **COMMIT.map_options())
+
+
+def _refuse(row: dict[str, Any]) -> None:
+    """Raise what a worker reports instead of a committed unit."""
+    if row["fault"] is not None:
+        raise StorageError(row["fault"])
+    if row["lost"] is not None:
+        raise ClusterError(
+            f"{row['lost']} Most likely memory ran out: set fewer `embed.encode.workers`, or a smaller "
+            f"`scan.unit_images`, the images that a worker holds. What is committed is kept; run `unveil embed` again."
+        )
 
 
 def _as_begun(models: Sequence[BackboneConfig], roots: Sequence[str]) -> list[BackboneConfig]:
     """The models, with `auto` as it was chosen when their stores were begun: another choice has other last bits."""
     begun = []
     for model, root in zip(models, roots, strict=True):
-        path = Path(root) / RUNTIME
-        chosen = model.runtime
-        if chosen == "auto" and path.exists():
-            chosen = str(json.loads(path.read_bytes())["runtime"])
+        chosen, noted = model.runtime, Store(root).noted(RUNTIME)
+        if chosen == "auto" and noted is not None:
+            chosen = str(json.loads(noted)["runtime"])
         begun.append(replace(model, runtime=chosen))
     return begun
 
 
-class UnitEncoder:
-    """Adds what one model makes of a unit's faces to the unit's row; nothing where its store has the unit already."""
-
-    def __init__(self, model: BackboneConfig, root: str, place: int, last: bool) -> None:
-        self.encoder, self.store, self.last = Encoder(model), Store(root), last
-        self.contract = embedded_unit(model.width)
-        self.names = [f"{name}_{place}" for name in ("device", "images")]
-
-    def __call__(self, unit: pa.Table) -> pa.Table:
-        """The row with two more columns, and without the faces if no model comes after this one."""
-        if self.store.find(unit["unit"][0].as_py()) is None:
-            made = self.encoder(unit.select(FACES.schema.names))
-            columns = [made["device"], made["images"]]
-        else:
-            columns = [pa.nulls(1, self.contract.schema.field(name).type) for name in ("device", "images")]
-        for name, column in zip(self.names, columns, strict=True):
-            unit = unit.append_column(name, column)
-        return unit.drop_columns(["faces"]) if self.last else unit
-
-
-def _open_models(faces: FaceConfig, models: Sequence[BackboneConfig]) -> list[BackboneConfig]:
+def _open_models(faces: FaceConfig, models: Sequence[BackboneConfig]) -> tuple[list[BackboneConfig], bool]:
     """Open all models once where they will run: a missing or wrong file is reported as itself, before any work.
 
-    Returns the models with what `auto` came to, so that no two workers of a run, or of its resumption, differ.
+    Returns the models with what `auto` came to, so that no two workers of a run, or of its resumption, differ; and
+    whether equal images have equal vectors in any place of any batch.
     """
     FacePreparation(faces, tuple(dict.fromkeys(model.alignment for model in models)))
-    return [Encoder(model).backbone.config for model in models]
-
-
-def _commit_unit(unit: pa.Table, roots: Sequence[str], contracts: Sequence[Table]) -> pa.Table:
-    """Write what each model made of a unit; return the unit's counts, or why it could not be written."""
-    name = unit["unit"][0].as_py()
-    count, failed, fault = 0, 0, None
-    for at, (root, contract) in enumerate(zip(roots, contracts, strict=True)):
-        if unit[f"images_{at}"][0].as_py() is None:
-            continue
-        images = contract.check(unnest(unit, f"images_{at}"))
-        counts = {entry["values"]: entry["counts"] for entry in images["status"].value_counts().to_pylist()}
-        count, failed = len(images), len(images) - counts.get("ok", 0)
-        facts = {"status": counts, "device": unit[f"device_{at}"][0].as_py()}
-        try:
-            Store(root).commit(name, images, contract=contract.contract, key=name, facts=facts)
-        except StorageError as error:
-            fault = str(error)
-    return pa.table({"images": [count], "failed": [failed], "fault": pa.array([fault], pa.string())})
+    encoders = [Encoder(model) for model in models]
+    return [one.backbone.config for one in encoders], all(one.placeless() for one in encoders)
 
 
 def _close(run: Run, role: str, units: pa.Table, model: BackboneConfig) -> dict[str, Any]:
-    """Check that every listed image has its row, and commit the set's `rejects`; return counts by status, and devices.
+    """Check that every listed image has its row, and commit the set's `rejects`.
+
+    Returns counts by status, devices, and the name of the table of rejects. Preparation is shared by all models of an
+    audit, so what one model alone could not embed is what has the status `bad_embedding` there.
 
     Raises
     ------
@@ -221,7 +227,7 @@ def _close(run: Run, role: str, units: pa.Table, model: BackboneConfig) -> dict[
         if set(counts) != {"ok"}:
             rejects.append(_rejects(role, store.read(row["unit"])))
     table = pa.concat_tables(rejects).combine_chunks()
-    name = role if model == run.config.embedder else f"{role}-{store.root.name}"
+    name = rejects_name(run, role, model)
     key = closing_key(run, units, model)
     run.save("embed", name, REJECTS, table, key=key, status=dict(sorted(status.items())))
     if not status["ok"]:
@@ -230,12 +236,19 @@ def _close(run: Run, role: str, units: pa.Table, model: BackboneConfig) -> dict[
             f"sets.{role}: none of its {sum(status.values()):,} images could be audited ({reasons}). "
             f"The reasons are in {run.folder}/embed/{name}.parquet; check the set's `uri` and `faces.mode`."
         )
-    return {"status": dict(sorted(status.items())), "devices": sorted(devices)}
+    return {"status": dict(sorted(status.items())), "devices": sorted(devices), "rejects": name}
+
+
+def rejects_name(run: Run, role: str, model: BackboneConfig | None = None) -> str:
+    """The table of embed with a set's images that a model, if none is named the audit's first, could not embed."""
+    if model is None or model == run.config.embedder:
+        return role
+    return f"{role}-{unit_store(run, model).name}"
 
 
 def closing_key(run: Run, units: pa.Table, model: BackboneConfig | None = None) -> str:
     """Digest of a set as embedded: its units, the embedder and the preparation."""
-    return fingerprint(REJECTS.contract, unit_store(run, model).root.name, units["unit"].to_pylist())
+    return fingerprint(REJECTS.contract, unit_store(run, model).name, units["unit"].to_pylist())
 
 
 def closed(run: Run, role: str, units: pa.Table) -> Commit:

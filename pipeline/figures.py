@@ -1,6 +1,6 @@
-"""The two figures of the report, as inline SVG.
+"""Figures of the report as inline SVG; that of the ROC curve is in `pipeline.roc`.
 
-Both show, for every gallery set, the best cosine of each release image. The histogram shows whether the sets are
+Those here show, for every gallery set, the best cosine of each release image. The histogram shows whether sets are
 comparable at all: the bodies of training and control should lie on each other, and only then does a heavier training
 tail mean anything. The exceedance curve shows what the one number at the threshold hides: whether the gap between
 training and control holds over a range of thresholds, or rests on where the line was drawn.
@@ -60,7 +60,7 @@ def best_match_figure(best: Mapping[str, NDArray[np.float64]], threshold: float)
     """
     given = _finite(best)
     edges = bin_edges(given, threshold)
-    with _style("best-match"):
+    with style("best-match"):
         figure, axes = _axes("Share of release images per bin", len(given))
         for arm, values_Q in given.items():
             shares = np.histogram(values_Q, edges)[0] / len(values_Q)
@@ -70,7 +70,7 @@ def best_match_figure(best: Mapping[str, NDArray[np.float64]], threshold: float)
         lowest = min((1 / len(values_Q) for values_Q in given.values()), default=1e-3)
         _finish(figure, axes, edges[0], edges[-1], lowest, threshold)
         told = "Distribution of the best cosine of each release image, by gallery set, on a logarithmic scale."
-        return _svg(figure, "best-match", "Best match of each release image", told, given, threshold)
+        return svg(figure, "best-match", "Best match of each release image", _told(told, given, threshold))
 
 
 def exceedance_figure(best: Mapping[str, NDArray[np.float64]], threshold: float) -> str:
@@ -81,7 +81,7 @@ def exceedance_figure(best: Mapping[str, NDArray[np.float64]], threshold: float)
     """
     given = _finite(best)
     edges = bin_edges(given, threshold)
-    with _style("exceedance"):
+    with style("exceedance"):
         figure, axes = _axes("Share of release images at or over x", len(given))
         for arm, values_Q in given.items():
             cosines, shares = exceedance(values_Q)
@@ -91,7 +91,7 @@ def exceedance_figure(best: Mapping[str, NDArray[np.float64]], threshold: float)
         lowest = min((1 / len(values_Q) for values_Q in given.values()), default=1e-3)
         _finish(figure, axes, edges[0], edges[-1], lowest, threshold)
         told = "Share of release images whose best cosine is at least x, by gallery set, on a logarithmic scale."
-        return _svg(figure, "exceedance", "Release images at or over a cosine", told, given, threshold)
+        return svg(figure, "exceedance", "Release images at or over a cosine", _told(told, given, threshold))
 
 
 def exceedance(values_Q: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -130,12 +130,12 @@ def _line(arm: str) -> dict[str, Any]:
     return {"color": style.colour, "linestyle": style.dash, "linewidth": 1.8}
 
 
-def _style(name: str) -> AbstractContextManager[None]:
+def style(name: str) -> AbstractContextManager[None]:
     """Matplotlib's own defaults, whatever the user's settings are, and what makes the bytes repeatable."""
-    from matplotlib import style
+    from matplotlib import style as matplotlib_style
 
     own = {"svg.hashsalt": name, "svg.fonttype": "none", "font.family": ["DejaVu Sans"]}
-    return style.context(["default", own])  # type: ignore[no-any-return, unused-ignore]
+    return matplotlib_style.context(["default", own])  # type: ignore[no-any-return, unused-ignore]
 
 
 def _axes(ylabel: str, rows: int) -> "tuple[Figure, Axes]":
@@ -181,10 +181,17 @@ def _finish(figure: "Figure", axes: "Axes", left: float, right: float, lowest: f
         axes.text(0.5, 0.5, "nothing was compared", transform=axes.transAxes, ha="center", color=MUTED, size=12)
 
 
-def _svg(
-    figure: "Figure", name: str, title: str, told: str, given: Mapping[str, NDArray[np.float64]], threshold: float
-) -> str:
-    """The figure as one `<svg>` element that scales with its column, names itself to screen readers and has own ids."""
+def _told(told: str, given: Mapping[str, NDArray[np.float64]], threshold: float) -> str:
+    """The description with what the figure shows of every gallery set."""
+    facts = " ".join(f"{_label(arm, values_Q, threshold)}." for arm, values_Q in given.items())
+    return f"{told} Threshold {threshold:.3f}. {facts}"
+
+
+def svg(figure: "Figure", name: str, title: str, told: str) -> str:
+    """The figure as one `<svg>` element that scales with its column, names itself to screen readers and has own ids.
+
+    `name` is the start of every id; `title` goes in as it is, `told` is escaped.
+    """
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 
     out = io.StringIO()
@@ -196,9 +203,7 @@ def _svg(
     text = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>\s*", "", text, count=1, flags=re.DOTALL)
     text = text.replace("xlink:href=", "href=").replace(' xmlns:xlink="http://www.w3.org/1999/xlink"', "")
     text = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{name}-", text)
-    facts = " ".join(f"{_label(arm, values_Q, threshold)}." for arm, values_Q in given.items())
-    told = html.escape(f"{told} Threshold {threshold:.3f}. {facts}")
-    head = f'<title id="{name}-title">{title}</title><desc id="{name}-desc">{told}</desc>'
+    head = f'<title id="{name}-title">{title}</title><desc id="{name}-desc">{html.escape(told)}</desc>'
     text = re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', _role(name), text, count=1)
     return re.sub(r"(<svg[^>]*>)", lambda found: found[1] + head, text, count=1).strip()
 

@@ -159,7 +159,7 @@ def units_of(run: Run, role: str) -> list[Unit]:
     for name, first, size in zip(table["unit"].to_pylist(), table["first_row"].to_pylist(), sizes, strict=True):
         made = store.find(name)
         if made is None:
-            raise IncompleteTable(f"{store.root}: unit {name} is not embedded. Run `unveil embed` again.")
+            raise IncompleteTable(f"{store.address}: unit {name} is not embedded. Run `unveil embed` again.")
         audited = made.facts["status"].get("ok", 0)
         found.append(Unit(name=name, content=made.sha256, first_row=first, images=size, audited=audited))
     return sorted(found, key=lambda unit: unit.first_row)

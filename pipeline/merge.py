@@ -78,7 +78,7 @@ def merge(run: Run, grid: Grid, wanted: Parts) -> None:
     """Put the committed tiles of a grid together, and commit every part that is missing."""
     import ray
 
-    root = str(run.store.child("search").root.resolve())
+    root = run.store.child("search").address
     task = ray.remote(num_cpus=0.5)(_merge)
     calls: list[Callable[[], Any]] = []
     for block in grid.blocks:

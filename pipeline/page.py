@@ -6,8 +6,6 @@ give, and no result is called privacy.
 """
 
 import base64
-import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +15,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from operators.tables import REJECTS
+from pipeline.page_evidence import claims, grade, looks_sentence
+from pipeline.page_people import PEOPLE_OPEN, Person, people_rows, tier_class
+from pipeline.page_sections import sections
+from pipeline.page_sensitivity import alignment
 from pipeline.spreadsheet import values, visible
+from pipeline.wording import cosine, count, number, p_value, power, without_folders
 
 REJECTS_LISTED = 200
 HUB = 10
@@ -25,11 +28,6 @@ HUB = 10
 
 SIZE_RATIO = 1.5
 """Ratio of comparisons from which arms of different size are called so."""
-
-_SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-_SLASH = r"[/\\]"
-_PATH = re.compile(r"(?:file:|~|[A-Za-z]:)?[/\\]")
-_PATH_INSIDE = re.compile(r"(?<![\w./:\\~])(?:file:/*|~|[A-Za-z]:)?[/\\](?:[^/\\\s'\"]+[/\\])*([^/\\\s'\"]+)[/\\]?")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,6 +45,13 @@ class Shown:
     gallery_multiplicity: int
     release_picture: bytes | None
     gallery_picture: bytes | None
+    tier: str | None = None
+    """Of the training person's finding."""
+    judged: bool = True
+    """Whether it was this pair whose images were compared; the person's tier can rest on another pair."""
+    q: float | None = None
+    """Of the training person; None where nothing was tested or claimed."""
+    listed: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,6 +70,12 @@ class Page:
     """Caption and inline SVG. The SVG is inserted unescaped, so it must come from `pipeline.figures`."""
     faces: str
     """`covered` or `clear`: what was done to the pictures."""
+    findings: pa.Table | None = None
+    """Rows of the FINDINGS contract, best first; None: no list of people is shown."""
+    pixels: pa.Table | None = None
+    """Rows of the PAIR_EVIDENCE contract; None where nothing was looked at."""
+    roc: str | None = None
+    """Inline SVG of `pipeline.roc`."""
 
 
 def render(page: Page) -> str:
@@ -77,26 +88,30 @@ def render(page: Page) -> str:
     ValueError
         If `page.faces` is neither `covered` nor `clear`.
     SchemaMismatch
-        If `page.rejects` does not follow its contract.
+        If one of the tables does not follow its contract.
     """
     if page.faces not in ("covered", "clear"):
         raise ValueError(f"faces must be 'covered' or 'clear'. Got {page.faces!r}.")
     clean = without_folders if page.faces == "covered" else str
-    sets = {role: {**one, "uri": clean(one["uri"])} for role, one in page.summary["sets"].items()}
+    told = page.summary.get("evidence")
     rejects = REJECTS.check(page.rejects)
-    listed = rejects.slice(0, REJECTS_LISTED)
-    rows = [dict(zip(REJECTS.schema.names, row, strict=True)) for row in zip(*map(values, listed.columns), strict=True)]
     return (
         _environment()
         .get_template("report.html.j2")
         .render(
             page=page,
             summary=page.summary,
-            sets=sets,
+            sets={role: _set(one, clean) for role, one in page.summary["sets"].items()},
+            grade=grade(told),
+            told=None if told is None else sections(told),
+            classes=alignment(page.summary.get("classes")),
+            people=people(page),
+            people_open=PEOPLE_OPEN,
+            people_total=0 if page.findings is None else page.findings.num_rows,
             arms=_arms(page.summary),
             result=result(page.summary),
-            cautions=cautions(page.summary),
-            rejected=[row | {"error": clean(row["error"] or "")} for row in rows],
+            cautions=[clean(one) for one in cautions(page.summary)],
+            rejected=_rejected(rejects.slice(0, REJECTS_LISTED), clean),
             rejected_total=rejects.num_rows,
             manifest=[_part(name, value, clean) for name, value in page.manifest.items()],
             hub=HUB,
@@ -104,16 +119,38 @@ def render(page: Page) -> str:
     )
 
 
+def _rejected(listed: pa.Table, clean: Callable[[str], str]) -> list[dict[str, Any]]:
+    rows = [dict(zip(REJECTS.schema.names, row, strict=True)) for row in zip(*map(values, listed.columns), strict=True)]
+    return [row | {"error": clean(row["error"] or "")} for row in rows]
+
+
+def people(page: Page) -> list[Person]:
+    """The list of people; empty without findings."""
+    if page.findings is None:
+        return []
+    told = page.summary.get("evidence")
+    q, claim = (None, False) if told is None else (told["q"], told["claim"])
+    return people_rows(page.findings, page.pixels, q, claim)
+
+
+def _set(one: Mapping[str, Any], clean: Callable[[str], str]) -> dict[str, Any]:
+    """A set as it is shown; its form and notes are not in summaries of old audits."""
+    notes = [clean(note) for note in one.get("notes", [])]
+    return {**one, "uri": clean(one["uri"]), "form": one.get("form"), "notes": notes}
+
+
 def result(summary: Mapping[str, Any]) -> list[str]:
     """The result in a few plain sentences: what was found, what chance would give, and what the control set gives."""
     training, control = summary["arms"]["training"], summary["arms"].get("control")
     if not training["comparisons"]:
         return ["Nothing was compared, so nothing is known: no image of one of the sets could be audited."]
-    told = [_found(summary), _chance(training)]
-    if control:
+    told, evidence = [_found(summary), _chance(training)], summary.get("evidence")
+    if evidence is not None:
+        told = claims(evidence) if evidence["claim"] else [*claims(evidence), *told]
+    elif control:
         told.append(
             f"Against the control set, whom the generator never saw, the same threshold gives "
-            f"{_count(control['candidates'], 'candidate pair')} in {control['comparisons']:,} comparisons"
+            f"{count(control['candidates'], 'candidate pair')} in {control['comparisons']:,} comparisons"
             f"{_times(ratio(training, control))}."
         )
     else:
@@ -122,7 +159,7 @@ def result(summary: Mapping[str, Any]) -> list[str]:
     if limit is not None:
         over = summary["findings"] > limit
         told.append(
-            f"The configured limit is {_count(limit, 'finding')}: this result is {'over' if over else 'within'} it."
+            f"The configured limit is {count(limit, 'finding')}: this result is {'over' if over else 'within'} it."
         )
     return told
 
@@ -149,20 +186,22 @@ def _chance(training: Mapping[str, Any]) -> str:
     if not training["candidates"]:
         return f"If the release were like other real people, {chance}."
     verb = "is" if training["candidates"] == 1 else "are"
-    told = f"There {verb} {_count(training['candidates'], 'candidate pair')}; {chance}"
+    told = f"There {verb} {count(training['candidates'], 'candidate pair')}; {chance}"
     return f"{told}." if training["candidates"] > high else f"{told}, so the count by itself is no sign of leakage."
 
 
 def cautions(summary: Mapping[str, Any]) -> list[str]:
     """Warnings that follow from how this audit was set up."""
-    arms, found = summary["arms"], []
+    arms, found = summary["arms"], list(summary.get("warnings", []))
     if not summary["calibration"]["labels"]:
         found.append(
             "The training set has no complete person labels. Pairs of one person then count as non-mated during "
             "calibration, which pushes the threshold up: real leaks can stay below it."
         )
     control = arms.get("control")
-    if control and control["comparisons"] and arms["training"]["comparisons"]:
+    evidence = summary.get("evidence")
+    comparable = evidence is None or evidence["claim"]
+    if comparable and control and control["comparisons"] and arms["training"]["comparisons"]:
         sizes = sorted((arms["training"]["comparisons"], control["comparisons"]))
         if sizes[1] > SIZE_RATIO * sizes[0]:
             found.append(
@@ -171,7 +210,11 @@ def cautions(summary: Mapping[str, Any]) -> list[str]:
             )
     lost = sum(sum(one["rejected"].values()) for one in summary["sets"].values())
     if lost:
-        found.append(f"{_count(lost, 'image')} could not be audited. Whom they show is unknown; see Coverage.")
+        found.append(f"{count(lost, 'image')} could not be audited. Whom they show is unknown; see Coverage.")
+    if noted := [role for role, one in summary["sets"].items() if one.get("notes")]:
+        found.append(f"There are notes on {' and '.join(noted)}; see Coverage.")
+    if evidence is not None and (looked := looks_sentence(evidence)):
+        found.append(looked)
     return found
 
 
@@ -186,34 +229,6 @@ def _times(per_comparison: float | None) -> str:
     if per_comparison is None:
         return ""
     return f"; per comparison, training gives {number(per_comparison)} times as many as control"
-
-
-def number(value: float | None) -> str:
-    """A count or measure for reading: thousands separated, three significant digits for what is not whole."""
-    if value is None or not math.isfinite(value):
-        return "–"
-    if isinstance(value, int) or (value == int(value) and abs(value) < 1e15):
-        return f"{int(value):,}"
-    if abs(value) >= 100:
-        return f"{value:,.0f}"
-    return f"{value:.3g}" if abs(value) >= 0.001 else power(value)
-
-
-def cosine(value: float | None) -> str:
-    """A cosine for reading, always with four digits."""
-    return "–" if value is None else f"{value:.4f}"
-
-
-def power(value: float) -> str:
-    """A small rate as a power of ten, for example 1.0 × 10⁻⁶."""
-    if not value or not math.isfinite(value):
-        return number(value)
-    mantissa, exponent = f"{value:.1e}".split("e")
-    return f"{mantissa} × 10{str(int(exponent)).translate(_SUPERSCRIPT)}"
-
-
-def _count(amount: int, noun: str) -> str:
-    return f"{amount:,} {noun}{'' if amount == 1 else 's'}"
 
 
 def _arms(summary: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
@@ -235,13 +250,6 @@ def _flat(value: Any, clean: Callable[[str], str], dotted: str = "") -> list[tup
     if isinstance(value, (list, tuple)):
         return [(dotted, ", ".join(clean(str(one)) for one in value) or "none")]
     return [(dotted, "none" if value is None or value == {} else clean(str(value)))]
-
-
-def without_folders(text: str) -> str:
-    """`text` with local paths cut to their last part: folders tell who works where, and a reader does not need them."""
-    if _PATH.match(text):
-        return f"…/{re.split(_SLASH, text.rstrip(chr(92) + '/'))[-1]}"
-    return _PATH_INSIDE.sub(r"…/\1", text)
 
 
 def _data_uri(picture: bytes) -> str:
@@ -273,6 +281,8 @@ def _environment() -> Environment:
         "number": number,
         "cosine": cosine,
         "power": power,
+        "p_value": p_value,
+        "tier_class": tier_class,
         "data_uri": _data_uri,
         "drawing": _drawing,
     }

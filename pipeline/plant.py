@@ -250,11 +250,7 @@ def _bars(run: Run, people: pa.Table) -> Bars:
 
 
 def planted_recall(run: Run) -> Iterator[dict[str, Any]]:
-    """The classes of the last `plant`, if it belongs to the audit as it is; nothing otherwise.
-
-    Each with the share of training people that can have leaked in this way where none at all is over the threshold: the
-    bound of `operators.excess.upper_bound` at the lower limit of the recall.
-    """
+    """The classes of the last `plant`, if it belongs to the audit as it is; nothing otherwise."""
     path = run.folder / "plant" / "recall.json"
     if path.exists():
         found = json.loads(path.read_bytes())

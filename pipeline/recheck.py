@@ -152,7 +152,7 @@ def _tiles(run: Run, comparison: Comparison, seed: int) -> Iterator[str]:
     """Where a sample of the committed tiles is not what the oracle says; another seed, another sample."""
     grid, options = lay_out(run, comparison), run.config.search.certify
     store = run.store.child("search")
-    roots = str(unit_store(run).root), str(store.root)
+    roots = unit_store(run).address, store.address
     for at, (key, block, shard) in enumerate(sampled(grid, options, seed)):
         if store.find(f"tile-{key}") is not None:
             done = check_tile(*roots, grid.comparison, key, block, shard, options.rows, [seed, at])

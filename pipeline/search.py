@@ -194,7 +194,7 @@ def _search_tiles(run: Run, grid: Grid, pending: Sequence[tuple[str, Piece, Piec
     if not pending:
         return 0
     options = run.config.search
-    root, target = (str(store.root.resolve()) for store in (unit_store(run), run.store.child("search")))
+    root, target = (store.address for store in (unit_store(run), run.store.child("search")))
     holder = ray.remote(ShardActor).options(**options.shards.actor_options())
     threads = max(1, int(options.shards.cpus))
     shards = list(dict.fromkeys(shard for _, _, shard in pending))

@@ -145,7 +145,7 @@ def _verify_embed(run: Run, units: Mapping[str, pa.Table], outcome: Outcome) -> 
 
 def _delete(run: Run, unit: Mapping[str, Any]) -> str:
     """The remedy for embeddings that are wrong: the search that used them goes too, as it does not see them change."""
-    return f"Delete {unit_store(run).root / unit['unit']}.* and {run.folder / 'search'}, and run `unveil run` again."
+    return f"Delete {unit_store(run).address}/{unit['unit']}* and {run.folder / 'search'}, and run `unveil run` again."
 
 
 def _image_sample(run: Run, units: pa.Table) -> Iterator[tuple[dict[str, Any], NDArray[np.int64]]]:

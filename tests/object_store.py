@@ -157,13 +157,13 @@ class ObjectStore:
         """Write an object."""
         self.client.put_object(Bucket=BUCKET, Key=key, Body=data)
 
-    def keys(self) -> list[str]:
+    def names(self) -> list[str]:
         """All keys."""
         return [one["Key"] for one in self.client.list_objects_v2(Bucket=BUCKET).get("Contents", [])]
 
     def clear(self) -> None:
         """Delete all objects, and forget faults and counts."""
-        for key in self.keys():
+        for key in self.names():
             self.client.delete_object(Bucket=BUCKET, Key=key)
         self.proxy.faults.clear()
         self.proxy.asked.clear()

@@ -41,7 +41,8 @@ KEPT = 16
 
 def candidates(source: Source, files: Sequence[File]) -> list[File]:
     """Files called as Arrow files are, or the only one, by their paths."""
-    some = [file for file in files if file.path.lower().endswith(ENDINGS) or source.single is not None]
+    only = source.single is not None
+    some = [file for file in files if only or file.path.lower().endswith(ENDINGS)]
     return sorted(some, key=lambda file: file.path)
 
 
@@ -143,16 +144,24 @@ class ArrowReader(Reader):
         super().__init__(source)
         self._files: dict[str, tuple[BufferedIOBase, Sequence[Spot], int]] = {}
         self._batches: OrderedDict[tuple[str, int, int], _Held] = OrderedDict()
+        self._near: tuple[str, str, BufferedIOBase, _Held] | None = None
+        """What the place of the last record said up to its row: neighbours in the file differ in no more."""
 
     def path(self, place: str) -> str:
         """The Arrow file."""
+        if self._near is not None and self._near[0] == place.rpartition(",")[0]:
+            return self._near[1]
         return located(place, 3)[0]
 
     def open(self, place: str, version: str | None = None) -> BufferedIOBase:
         """The image of the row; OSError if its bytes are not there, or its batch is damaged."""
-        path, (at, batch, row) = located(place, 3)
-        file = self.held(path, version)
-        held = self._batch(path, file, at, batch)
+        prefix, _, last = place.rpartition(",")
+        if self._near is None or self._near[0] != prefix or self._near[2].closed or not last[:-1].isdecimal():
+            path, (at, batch, _) = located(place, 3)
+            file = self.held(path, version)
+            self._near = prefix, path, file, self._batch(path, file, at, batch)
+        _, _, file, held = self._near
+        row = int(last[:-1])
         if row >= held.batch.rows:
             raise OSError("the batch has fewer rows than when it was listed; run the audit again")
         span = held.span(file, row)
@@ -172,7 +181,7 @@ class ArrowReader(Reader):
 
     def close(self) -> None:
         """Close all files."""
-        self._files = {}
+        self._files, self._near = {}, None
         self._batches.clear()
         super().close()
 

@@ -39,9 +39,10 @@ LOOK = 8
 
 def _kinds(source: Source, files: Sequence[File]) -> Mapping[str, list[File]]:
     """Files that may hold vectors, by kind, in their order."""
+    only = source.single is not None
 
     def ending(*endings: str) -> list[File]:
-        some = [file for file in files if file.path.lower().endswith(endings) or source.single is not None]
+        some = [file for file in files if only or file.path.lower().endswith(endings)]
         return sorted(some, key=lambda file: file.path)
 
     return {

@@ -251,6 +251,8 @@ def whole(file: BufferedIOBase, batch: Batch, number: int, limit: int) -> memory
         length = -1
     else:
         length = int.from_bytes(file.read(8), "little", signed=True)
+        if size < 8 or length < -1:
+            raise Damaged("a compressed buffer is damaged; get the file again")
         if max(length, size) > limit or length > max(2**24, MAX_RATIO * size):
             raise Damaged(
                 f"a buffer that unpacks to {length:,} bytes from {size:,}; the limits are {limit:,} and {MAX_RATIO} "

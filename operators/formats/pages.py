@@ -30,7 +30,6 @@ CODECS = {
     "SNAPPY": "snappy",
     "GZIP": "gzip",
     "ZSTD": "zstd",
-    "LZ4": "lz4_raw",
     "LZ4_RAW": "lz4_raw",
     "BROTLI": "brotli",
 }

@@ -23,14 +23,13 @@ from operators.formats.naming import TEXT_BYTES, missing_shards, one_ending
 from operators.formats.pages import CODECS, LARGE, MAX_RATIO, Chunk, Values, dictionary, page_of, values
 from operators.formats.reading import Reader
 from operators.formats.tabular import Group, Rows, first_endings
-from operators.formats.thrift import Page, page_at
+from operators.formats.thrift import MAGIC, ColumnPart, Page, RowGroup, footer, page_at
 from operators.sources import File, Source
 
 if TYPE_CHECKING:
     from operators.formats import SetConfig
 
 ENDINGS = (".parquet", ".pq", ".parq")
-MAGIC = b"PAR1"
 TOGETHER = 65_536
 """Rows whose names and labels are decoded at once."""
 
@@ -46,7 +45,8 @@ CHUNKS = 256
 
 def candidates(source: Source, files: Sequence[File]) -> list[File]:
     """Files called as Parquet files are, or the only one, by their paths."""
-    some = [file for file in files if file.path.lower().endswith(ENDINGS) or source.single is not None]
+    only = source.single is not None
+    some = [file for file in files if only or file.path.lower().endswith(ENDINGS)]
     return sorted(some, key=lambda file: file.path)
 
 
@@ -117,52 +117,52 @@ def tables(
             texts = [name for name in columns.beside() if _is_text(table.schema_arrow, name)]
             beside = [leaves.index(name) for name in columns.beside()]
             at = next(n for n, leaf in enumerate(leaves) if (leaf + ".").startswith(columns.content + "."))
+            parts = footer(stream)
             with _opened(stream, metadata=table.metadata, read_dictionary=texts) as read:
-                for groups in _runs(table.metadata, file, at):
-                    for group in groups:
-                        _check(stream, table.metadata.row_group(group.place[2]), beside, at, file, known)
-                    yield columns, groups, _beside(stream, table, read, groups, columns)
+                for groups in _runs(parts, file, at):
+                    some = [parts[one.place[2]] for one in groups]
+                    for part in some:
+                        _check(stream, part, beside, at, file, known)
+                    yield columns, groups, _beside(stream, table, read, groups, some, columns)
     except FAULTS as fault:
         reason = str(fault).splitlines()[0] if str(fault) else "damaged"
         raise FormatError(f"{where}: cannot be read as Parquet ({reason}). Get it again, or move it away.") from fault
 
 
-def _runs(metadata: Any, file: File, leaf: int) -> Iterator[list[Group]]:
+def _runs(parts: Sequence[RowGroup], file: File, leaf: int) -> Iterator[list[Group]]:
     """The row groups of a file, so many at a time that reading columns of them is worth the call."""
     groups: list[Group] = []
     first = waiting = 0
-    for number in range(metadata.num_row_groups):
-        part = metadata.row_group(number)
-        if not 0 <= part.num_rows <= metadata.num_rows:
-            raise OSError(f"row group {number} has no possible number of rows")
-        size = max(0, part.column(leaf).total_uncompressed_size) // max(1, part.num_rows)
+    for number, part in enumerate(parts):
+        if leaf >= len(part.columns):
+            raise OSError("a row group lacks columns: its footer is damaged")
+        if part.rows > file.size:
+            raise OSError(f"{part.rows:,} rows in a file of {file.size:,} bytes: its footer is damaged")
         place = (file.path, leaf, number)
-        groups.append(Group(file=file.path, place=place, rows=part.num_rows, first=first, bytes=size))
-        first += part.num_rows
-        waiting += part.num_rows
+        size = part.columns[leaf].size // max(1, part.rows)
+        groups.append(Group(file=file.path, place=place, rows=part.rows, first=first, bytes=size))
+        first += part.rows
+        waiting += part.rows
         if waiting >= TOGETHER:
             yield groups
             groups, waiting = [], 0
     if groups:
         yield groups
-    if first != metadata.num_rows:
-        raise OSError(f"{first:,} rows in its row groups, and {metadata.num_rows:,} by its footer")
 
 
 def _check(
-    stream: BufferedIOBase, part: Any, beside: Sequence[int], leaf: int, file: File, known: frozenset[str] | None
+    stream: BufferedIOBase, part: RowGroup, beside: Sequence[int], leaf: int, file: File, known: frozenset[str] | None
 ) -> None:
     """OSError if a row group cannot be read, or a column beside the content asks for too much memory."""
     for at in (leaf, *beside):
-        chunk = part.column(at)
-        if chunk.file_path:
+        if at >= len(part.columns) or part.columns[at].elsewhere:
             raise OSError("its columns lie in other files, which are not opened")
-        if chunk.compression not in (*CODECS, "UNCOMPRESSED"):
-            raise OSError(f"compressed by {chunk.compression}; write it anew with Snappy or Zstandard")
-    if known is not None and (strange := set(part.column(leaf).encodings) - known):
-        raise OSError(f"the encoding {strange.pop()} is not read; write it anew with pyarrow or datasets")
+        if part.columns[at].codec not in (*CODECS, "UNCOMPRESSED"):
+            raise OSError(f"compressed by {part.columns[at].codec}; write it anew with Snappy or Zstandard")
+    if known is not None and (strange := part.columns[leaf].encodings - known):
+        raise OSError(f"the encoding {min(strange)} is not read; write it anew with pyarrow or datasets")
     for at in beside:
-        chunk = chunk_of(part.column(at), 0, 0)
+        chunk = chunk_of(part.columns[at], 0, 0)
         end = min(chunk.end, file.size)
         while chunk.start < end:
             page = page_at(stream, chunk.start, end)
@@ -171,14 +171,9 @@ def _check(
             chunk.start = page.start + page.packed
 
 
-def chunk_of(column: Any, rows: int, defined: int) -> Chunk:
-    """A column chunk by the footer; OSError if it can be none."""
-    start = column.data_page_offset
-    if column.has_dictionary_page and 0 < column.dictionary_page_offset < start:
-        start = column.dictionary_page_offset
-    if start < 0 or column.total_compressed_size < 0:
-        raise OSError("the footer's offsets are damaged; get the file again")
-    return Chunk(start, start + column.total_compressed_size, rows, column.compression, defined)
+def chunk_of(part: ColumnPart, rows: int, defined: int) -> Chunk:
+    """A column chunk by the footer."""
+    return Chunk(part.start, part.start + part.packed, rows, part.codec, defined)
 
 
 def _is_text(schema: pa.Schema, name: str) -> bool:
@@ -188,10 +183,10 @@ def _is_text(schema: pa.Schema, name: str) -> bool:
 
 
 def _beside(
-    stream: BufferedIOBase, table: Any, read: Any, groups: Sequence[Group], columns: Columns
+    stream: BufferedIOBase, table: Any, read: Any, groups: Sequence[Group], parts: Sequence[RowGroup], columns: Columns
 ) -> dict[str, pa.Array]:
     """The columns beside the content, each in one piece."""
-    numbers = [int(str(one.place[2])) for one in groups]
+    numbers = [one.place[2] for one in groups]
     flat = [name for name in columns.beside() if name in table.schema_arrow.names]
     some = read.read_row_groups(numbers, flat, use_threads=False)
     found = {name: some.column(name).unify_dictionaries().combine_chunks() for name in flat}
@@ -199,7 +194,7 @@ def _beside(
         if name not in found:  # inside a struct, where pyarrow would not keep equal texts once
             at = next(n for n in range(len(table.schema)) if table.schema.column(n).path == name)
             defined = table.schema.column(at).max_definition_level
-            chunks = (chunk_of(one.column(at), one.num_rows, defined) for one in map(table.metadata.row_group, numbers))
+            chunks = (chunk_of(one.columns[at], one.rows, defined) for one in parts)
             found[name] = pa.array([text for chunk in chunks for text in _texts(stream, chunk)], pa.large_binary())
     return found
 
@@ -227,32 +222,45 @@ class ParquetReader(Reader):
 
     def __init__(self, source: Source) -> None:
         super().__init__(source)
-        self._tables: dict[str, tuple[BufferedIOBase, Any, Any]] = {}
+        self._tables: dict[str, tuple[BufferedIOBase, Sequence[RowGroup], Any]] = {}
         self._chunks: OrderedDict[tuple[str, int, int], Chunk] = OrderedDict()
         self._page: tuple[Page, Chunk, Values] | None = None
+        self._first = 0
+        """The number of the page's first row."""
         self._dictionary: tuple[Chunk, Values | None] | None = None
+        self._near: tuple[str, str, BufferedIOBase, Chunk] | None = None
+        """What the place of the last record said up to its row: neighbours in the file differ in no more."""
 
     def path(self, place: str) -> str:
         """The Parquet file."""
+        if self._near is not None and self._near[0] == place.rpartition(",")[0]:
+            return self._near[1]
         return located(place, 3)[0]
 
     def open(self, place: str, version: str | None = None) -> BufferedIOBase:
         """The image of the row; OSError if its bytes are not there, or its page cannot be decoded."""
-        path, (leaf, group, row) = located(place, 3)
-        file = self.held(path, version)
-        chunk = self._chunk(path, file, leaf, group)
+        prefix, _, last = place.rpartition(",")
+        if self._near is None or self._near[0] != prefix or self._near[2].closed or not last[:-1].isdecimal():
+            path, (leaf, group, _) = located(place, 3)
+            file = self.held(path, version)
+            self._near = prefix, path, file, self._chunk(path, file, leaf, group)
+        _, _, file, chunk = self._near
+        row = int(last[:-1])
         if row >= chunk.rows:
             raise OSError("the file has fewer rows than when it was listed; run the audit again")
-        first, page = page_of(file, chunk, row)
-        held = self._values(file, page, chunk)
-        span = held.spans[row - first]
+        if self._page is not None and self._page[1] is chunk and 0 <= row - self._first < len(self._page[2].spans):
+            held = self._page[2]
+        else:
+            self._first, page = page_of(file, chunk, row)
+            held = self._values(file, page, chunk)
+        span = held.spans[row - self._first]
         if span is None:
             raise OSError("the row holds no bytes, at most the path of another file, and other files are not opened")
         return BytesIO(held.data[span[0] : span[0] + span[1]])
 
     def close(self) -> None:
         """Close all files."""
-        self._tables, self._page, self._dictionary = {}, None, None
+        self._tables, self._page, self._dictionary, self._near = {}, None, None, None
         self._chunks.clear()
         super().close()
 
@@ -262,18 +270,19 @@ class ParquetReader(Reader):
             self._chunks = OrderedDict((key, one) for key, one in self._chunks.items() if key[0] != path)
             try:
                 table = _opened(file)
-                self._tables[path] = file, table.metadata, table.schema
+                self._tables[path] = file, footer(file), table.schema
             except FAULTS as fault:
                 raise OSError("the file cannot be read as Parquet any more; run the audit again") from fault
         key = (path, leaf, group)
         if key not in self._chunks:
-            _, metadata, schema = self._tables[path]
-            if leaf >= metadata.num_columns or group >= metadata.num_row_groups:
+            _, parts, schema = self._tables[path]
+            if group >= len(parts) or leaf >= min(len(schema), len(parts[group].columns)):
                 raise OSError("the file has other columns than when it was listed; run the audit again")
-            part, kind = metadata.row_group(group), schema.column(leaf)
+            kind = schema.column(leaf)
             if kind.physical_type != "BYTE_ARRAY" or kind.max_repetition_level:
                 raise OSError("the file has other columns than when it was listed; run the audit again")
-            self._chunks[key] = chunk_of(part.column(leaf), part.num_rows, kind.max_definition_level)
+            part = parts[group]
+            self._chunks[key] = chunk_of(part.columns[leaf], part.rows, kind.max_definition_level)
             while len(self._chunks) > CHUNKS:
                 self._chunks.popitem(last=False)
         return self._chunks[key]

@@ -7,7 +7,7 @@ import json
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import pyarrow as pa
@@ -36,7 +36,7 @@ class Group:
     """Records that lie together in a file: a row group, a record batch, an array."""
 
     file: str
-    place: Sequence[object]
+    place: Sequence[Any]
     """What the place of each record begins with; the record's number in the group comes after it."""
     rows: int
     first: int
@@ -127,6 +127,8 @@ class Rows(Sequence[Entry]):
         limit = self._options.limits.max_records
         if self._count > limit:
             raise FormatError(f"{self._uri}: more than {limit:,} records; raise limits.max_records of the set.")
+        if any(len(one) != self._count - start for one in beside.values()):
+            raise FormatError(f"{self._uri}: columns of different lengths: a file is damaged. Get it again.")
         nothing = pa.nulls(self._count - start, pa.string())
         if not self._files and start == 0:
             self._files = [[] for _ in range(2)]
@@ -207,9 +209,9 @@ class Rows(Sequence[Entry]):
         made = []
         for at, (name, label) in enumerate(zip(names, labels, strict=True)):
             row = start + at - first
-            own = {key: text for key, texts in said.items() if (text := texts[at]) is not None}
+            own = {key: text for key, texts in said.items() if (text := texts[at]) is not None} if said else {}
             key = name if name is not None else f"{stem}/{group.first + row:08d}{ending}"
-            fault = self._faults.get(start + at)
+            fault = self._faults.get(start + at) if self._faults else None
             if fault is not None:
                 key = f"{printable(key)} (record {start + at})"
             parent = "" if name is None else (name.partition("/")[2] if self._labelled else name)
@@ -220,7 +222,7 @@ class Rows(Sequence[Entry]):
                     bytes=group.bytes,
                     error=fault or group.fault or large,
                     place=f"{place}{row}]",
-                    attributes={one: own[one] for one in wanted if one in own} or None,
+                    attributes=({one: own[one] for one in wanted if one in own} or None) if own else None,
                 )
             )
         return made

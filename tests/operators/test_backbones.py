@@ -384,6 +384,8 @@ def test_the_address_has_what_an_embedding_depends_on_and_nothing_else() -> None
     assert {name for change in changes for name in change} == set(address(base))
     for change in changes:
         assert address(replace(base, **change)) != address(base)
+    torch = replace(base, backend="torch")
+    assert address(replace(torch, compile=True)) == address(torch) | {"compile": True}
 
 
 @pytest.mark.parametrize("other", [{"dtype": "bfloat16"}, {"backend": "torch"}], ids=["bfloat16", "torch"])

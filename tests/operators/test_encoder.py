@@ -207,3 +207,21 @@ def test_faces_without_the_crop_that_the_model_needs_are_refused(onnx_file: Onnx
     dlib = Encoder(onnx_file(nodes, takes=("N", 3, "H", "W"), alignment="dlib150"))
     with pytest.raises(SchemaMismatch, match="3 faces have no dlib150 crop"):
         dlib.embed(faces(*MIXED))
+
+
+def test_whether_a_face_has_the_same_bits_in_any_place_is_found_out(
+    means: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert means.placeless()
+    plain = means.backbone
+
+    class Uneven:
+        config = plain.config
+
+        def __call__(self, faces_NHWC: np.ndarray) -> np.ndarray:
+            raw = plain(faces_NHWC)
+            raw[5] = np.nextafter(raw[5], np.float32(np.inf))  # one bit in one place
+            return raw
+
+    monkeypatch.setattr(means, "backbone", Uneven())
+    assert not means.placeless()

@@ -366,3 +366,27 @@ def test_a_cuda_device_gives_the_published_embeddings(
     assert backbone.device == f"{torch.cuda.get_device_name()} {dtype}"
     assert cosines(found, published(arcface, planes(faces), ARCFACE)).min() > least
     np.testing.assert_array_equal(backbone(faces[::-1]), found[::-1])
+
+
+def test_what_cannot_be_compiled_is_an_error_that_says_what_to_do(
+    saved: Saved, arcface: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(torch, "compile", lambda network, dynamic: fails)
+    with pytest.raises(ModelError, match=r"torch\.compile failed \(no compiler\).*set embedder\.compile to false"):
+        open_backbone(saved(arcface, compile=True))
+
+
+def test_a_compiled_network_must_give_the_same_embeddings_and_says_that_it_is_compiled(
+    saved: Saved, arcface: State, faces: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = open_backbone(saved(arcface))
+    monkeypatch.setattr(torch, "compile", lambda network, dynamic: network)
+    compiled = open_backbone(saved(arcface, compile=True))
+    assert np.array_equal(compiled(faces), plain(faces))
+    assert compiled.device == f"{plain.device} compiled"
+    monkeypatch.setattr(torch, "compile", lambda network, dynamic: lambda planes: network(planes).flip(1))
+    with pytest.raises(ModelError, match="compiled it gives other embeddings"):
+        open_backbone(saved(arcface, compile=True))

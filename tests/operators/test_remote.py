@@ -1,5 +1,6 @@
 import importlib.util
 import io
+import json
 import logging
 import re
 import socket
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import numpy as np
 import pytest
@@ -96,7 +98,7 @@ def test_many_folders_are_listed_as_the_server_lists_them(store: Any) -> None:
     keys = {f"many/{at % 40:03d}/{at}.jpg" for at in range(120)} | {"many/top.jpg"}
     for key in keys:
         store.put(key, b"x")
-    assert {f"many/{path}" for path in found(source("/many"))} == keys == set(store.keys())
+    assert {f"many/{path}" for path in found(source("/many"))} == keys == set(store.names())
 
 
 def test_a_single_object_is_a_source_of_one_file(store: Any) -> None:
@@ -468,3 +470,63 @@ def test_an_answer_that_drips_is_given_up(web: str, monkeypatch: pytest.MonkeyPa
     file = RemoteSource(f"{web}/s/big.rec").open("big.rec")
     monkeypatch.setattr(remote_http, "ANSWER_S", -1.0)
     assert "takes too long" in refused(file.read)
+
+
+# --- gs
+
+
+class Google(Pages):
+    """The two calls of the JSON interface that reading needs, with two objects on a page."""
+
+    def do_GET(self) -> None:
+        parts = urlsplit(self.path)
+        if not parts.path.startswith("/storage/v1/b/sets/o"):
+            return self.answer(404, b"{}")
+        if parts.path != "/storage/v1/b/sets/o":
+            self.path = unquote(parts.path.removeprefix("/storage/v1/b/sets/o"))
+            return super().do_GET() if parts.query == "alt=media" else self.answer(400, b"")
+        asked = {name: values[0] for name, values in parse_qs(parts.query).items()}
+        keys = sorted(key[1:] for key in self.files if key[1:].startswith(asked.get("prefix", "")))
+        at = int(asked.get("pageToken", 0))
+        page: dict[str, Any] = {"nextPageToken": str(at + 2)} if at + 2 < len(keys) else {}
+        page["items"] = [{"name": key, "size": str(len(self.files["/" + key]))} for key in keys[at : at + 2]]
+        fault = self.faults.pop(0) if self.faults else None
+        if isinstance(fault, int):
+            return self.answer(fault, b"")
+        return self.answer(200, json.dumps(page).encode(), cut=fault == "cut")
+
+
+@pytest.fixture
+def google(web: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    Pages.files = {f"/{key}": data for key, data in zip(KEYS, (b"1", b"", b"22", b"333", BIG), strict=True)}
+    with tools.served(ThreadingHTTPServer(("127.0.0.1", 0), Google)) as server:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{server.server_address[1]}")
+        yield
+
+
+KEYS = ("set/1.jpg", "set/a/", "set/a/ü 2+.jpg", "set/b/c/3.jpg", "settled.rec")
+
+
+def test_a_bucket_of_google_is_listed_and_read(google: None) -> None:
+    Pages.faults = [503, None, "cut"]
+    place = RemoteSource("gs://sets/set", anonymous=True)
+    assert found(place) == {"1.jpg": 1, "a/ü 2+.jpg": 2, "b/c/3.jpg": 3}
+    assert place.open("a/ü 2+.jpg", place.version("a/ü 2+.jpg")).read() == b"22"
+    assert found(RemoteSource("gs://sets/{set/1.jpg,settled.*}")) == {"set/1.jpg": 1, "settled.rec": len(BIG)}
+    one = RemoteSource("gs://sets/settled.rec")
+    assert one.single == "settled.rec"
+    with one.open("settled.rec") as file:
+        assert file.read(1000) == BIG[:1000]
+        Pages.files["/settled.rec"] = BIG[::-1]
+        with pytest.raises(OSError, match="changed since"):
+            file.read()
+
+
+def test_refusals_of_google_say_what_to_do(google: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "no such bucket" in refused(lambda: found(RemoteSource("gs://other/set")))
+    assert "there is nothing" in refused(lambda: found(RemoteSource("gs://sets/none")))
+    Pages.faults = [403] * 5
+    assert "HTTP 403" in refused(lambda: RemoteSource("gs://sets/set").open("1.jpg"))
+    monkeypatch.delenv("STORAGE_EMULATOR_HOST")
+    monkeypatch.setitem(sys.modules, "google.auth", None)
+    assert "Install unveil[gs]" in refused(lambda: RemoteSource("gs://sets/set"))

@@ -99,7 +99,7 @@ def test_every_runtime_gives_the_embeddings_of_opencvs_recogniser(
 
 @needs_openvino
 def test_the_runtimes_agree_far_better_than_they_must(backbone_config: BackboneConfig, faces: np.ndarray) -> None:
-    found = [unit(OnnxBackbone(replace(backbone_config, runtime=name))(faces)) for name in RUNTIMES]
+    found = [unit(OnnxBackbone(replace(backbone_config, runtime=name))(faces)) for name in ("onnxruntime", "openvino")]
     assert np.linalg.norm(found[0] - found[1], axis=1).max() < EQUIVALENT / 10
 
 
@@ -280,16 +280,16 @@ def test_a_gpu_is_taken_without_a_race_and_a_large_distance_is_logged(
 
 def test_rows_that_are_not_usable_must_be_so_everywhere() -> None:
     one, other = np.array([[[3, 4], [np.nan, 1], [0, 0]], [[3, 4], [1, 1], [0, 0]]], np.float32)
-    assert runtimes._distance(one, one * 2) == 0
-    assert runtimes._distance(one, other) == pytest.approx(1)
+    assert runtimes.distance(one, one * 2) == 0
+    assert runtimes.distance(one, other) == pytest.approx(1)
 
 
 def test_the_runtimes_are_a_closed_set() -> None:
-    assert set(RUNTIMES) == {"onnxruntime", "openvino"}
-    with pytest.raises(ValueError, match="runtime must be one of auto, onnxruntime, openvino"):
-        BackboneConfig(runtime="tensorrt")
+    assert set(RUNTIMES) == {"onnxruntime", "openvino", "tensorrt"}
+    with pytest.raises(ValueError, match="runtime must be one of auto, onnxruntime, openvino, tensorrt"):
+        BackboneConfig(runtime="ncnn")
     with pytest.raises(KeyError):
-        open_network(Model(path="", data=b"", batch=1, fixed=False, pixels=4, width=1), np.zeros(0), "tensorrt")
+        open_network(Model(path="", data=b"", batch=1, fixed=False, pixels=4, width=1), np.zeros(0), "ncnn")
 
 
 def test_every_call_has_one_thread(backbone_config: BackboneConfig) -> None:

@@ -1,6 +1,7 @@
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import PIL.Image
+import pyarrow as pa
 import pytest
 
 from cluster.faults import IncompleteTable, StorageError
@@ -22,6 +24,7 @@ from operators.records import embeddings, unnest
 from operators.tables import REJECTS, UNITS
 from pipeline.config import AuditConfig
 from pipeline.embed import embed, embedding_key, unit_store
+from pipeline.repeats import with_sources
 from pipeline.scan import scan
 from pipeline.stage import Run
 
@@ -87,9 +90,42 @@ def test_an_audit_that_shares_the_store_embeds_nothing_again(
         assert unit_bytes(run) == first
 
 
-def test_worker_counts_do_not_change_a_byte(session: None, configured: Configured, tmp_path: Path) -> None:
-    one = ("embed.prepare.workers=1", "embed.encode.workers=1", f"out={tmp_path}/one")
-    assert embedded(configured()) == embedded(configured(*one))
+def test_neither_worker_counts_nor_the_chain_change_a_byte(
+    session: None, configured: Configured, tmp_path: Path
+) -> None:
+    one = ("embed.prepare.workers=1", "embed.encode.workers=1", "embed.chain=steps", f"out={tmp_path}/one")
+    assert embedded(configured("embed.chain=whole")) == embedded(configured(*one))
+
+
+def test_images_of_other_units_are_embedded_once_and_keep_their_rows(
+    session: None, configured: Configured, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of the training set also lies in the release; the tables are those of a run that copies nothing."""
+    release = tmp_path / "release"
+    shutil.copytree(corpus / "release", release / "other")
+    for path in sorted(path for path in (corpus / "training").rglob("*") if path.is_file())[::2]:
+        target = release / "own" / path.relative_to(corpus / "training")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target)
+    sets = (f"sets.release.uri={release}", "embed.prepare.workers=1")
+    config = configured(*sets, f"out={tmp_path}/copied")
+    copied = embedded(config)
+    with Run(config) as run:
+        facts = run.ledger.record["stages"]["embed"]
+        tables = [run.table("scan", role, UNITS) for role in config.sets.given()]
+    first: dict[str, str] = {}
+    expected = 0
+    for table in tables:
+        for name, members in zip(table["unit"].to_pylist(), table["members"].to_pylist(), strict=True):
+            expected += sum(first.setdefault(m["digest"], name) != name for m in members if m["digest"])
+    assert facts["copied_now"] == expected > 10
+    monkeypatch.setattr("pipeline.embed.with_sources", with_sources_off)
+    assert embedded(configured(*sets, f"out={tmp_path}/computed")) == copied
+
+
+def with_sources_off(pending: pa.Table, wanted: pa.Table, *, copies: bool) -> pa.Table:
+    assert copies, "both runtimes of the tests place faces alike"
+    return with_sources(pending, wanted, copies=False)
 
 
 @pytest.mark.slow
@@ -198,7 +234,10 @@ def test_a_model_added_later_embeds_the_same_rows_and_leaves_the_first_alone(
         pairs = [(a, b) for a, b in zip(made["vector"].to_pylist(), expected["vector"].to_pylist(), strict=True) if a]
         cosines = [np.dot(a, b) for a, b in pairs]
         assert len(cosines) > 5 and min(cosines) > 0.999
-        assert run.ledger.record["stages"]["embed"]["model dlib_resnet_v1"]["release"]["status"]["ok"]
+        second = run.ledger.record["stages"]["embed"]["model dlib_resnet_v1"]["release"]
+        assert second["status"]["ok"]
+        rejects = run.table("embed", second["rejects"], REJECTS)
+        assert rejects.num_rows == sum(second["status"].values()) - second["status"]["ok"] > 0
         embed(run)
         assert run.ledger.record["stages"]["embed"]["embedded_now"] == 0
 

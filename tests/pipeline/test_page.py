@@ -9,7 +9,8 @@ from operators.errors import SchemaMismatch
 from operators.pictures import picture
 from operators.tables import REJECTS
 from pipeline.figures import best_match_figure
-from pipeline.page import Page, Shown, cautions, number, power, render, result, without_folders
+from pipeline.page import Page, Shown, cautions, render, result
+from pipeline.wording import number, power, without_folders
 
 HOSTILE = [
     "<script>alert(1)</script>.jpg", '"><img src=x onerror=alert(1)>.png', "' onmouseover='alert(1)", "\u202egpj.exe",

@@ -92,6 +92,7 @@ def test_the_command_ends_with_a_summary_and_the_limit_decides_the_exit_code(
         assert ("exceeded" in shown) == (code == 2)
 
 
+@pytest.mark.usefixtures("short_trial")
 def test_plan_tells_a_search_that_holds_from_one_that_does_not(
     audited: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

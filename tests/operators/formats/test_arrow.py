@@ -66,7 +66,10 @@ def test_what_pyarrow_wrote_comes_back(tmp_path: Path, form: str, codec: str | N
     found = listed(tmp_path, attributes=["split", "flag"])
     assert [e.identity for e in found.entries] == ["ann", "ben"] * 50
     assert [e.attributes for e in found.entries[:2]] == [{"split": "é", "flag": "True"}, None]
-    assert [e.key for e in found.entries[:2]] == ["data-00000-of-00001/00000000.jpg", "data-00000-of-00001/00000001.jpg"]
+    assert [e.key for e in found.entries[:2]] == [
+        "data-00000-of-00001/00000000.jpg",
+        "data-00000-of-00001/00000001.jpg",
+    ]
     assert found.unlisted == {".json": 1}
     with arrow.ArrowReader(source) as opened:
         for at in random.Random(0).sample(range(100), 100):
@@ -106,9 +109,9 @@ def test_a_truncated_file_is_refused(tmp_path: Path, form: str, left: float) -> 
 def test_a_bomb_is_a_row_that_says_so(tmp_path: Path) -> None:
     write(tmp_path / NAME, pa.table({"image": [JPEG + bytes(40_000_000)]}), codec="zstd")
     entry = listed(tmp_path).entries[0]
-    with arrow.ArrowReader(LocalSource(str(tmp_path))) as opened:
-        with pytest.raises(OSError, match="unpacks to 40,000,003 bytes"):
-            opened.open(str(entry.place))
+    opened = arrow.ArrowReader(LocalSource(str(tmp_path)))
+    with opened, pytest.raises(OSError, match="unpacks to 40,000,003 bytes"):
+        opened.open(str(entry.place))
 
 
 def test_views_are_refused_with_the_columns_name(tmp_path: Path) -> None:
@@ -122,7 +125,14 @@ def test_wrong_places_are_refused(tmp_path: Path) -> None:
     batch = json.loads(str(listed(tmp_path).entries[0].place))[2]
     with arrow.ArrowReader(LocalSource(str(tmp_path))) as opened:
         assert opened.open(json.dumps([NAME, 0, batch, 0])).read() == JPEG
-        for place in ([NAME, 0, batch, 1], [NAME, 1, batch, 0], [NAME, 9, batch, 0], [NAME, 0, 8, 0], [NAME, 0, 0, 0], 1):
+        for place in (
+            [NAME, 0, batch, 1],
+            [NAME, 1, batch, 0],
+            [NAME, 9, batch, 0],
+            [NAME, 0, 8, 0],
+            [NAME, 0, 0, 0],
+            1,
+        ):
             with pytest.raises(OSError, match="again"):
                 opened.open(json.dumps(place))
 

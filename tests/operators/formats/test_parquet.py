@@ -199,12 +199,12 @@ def test_bombs_are_rows_that_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     bomb = JPEG + bytes(40_000_000)
     pq.write_table(table([bomb, *images(2)]), tmp_path / "a.parquet", compression="zstd", use_dictionary=False)
     entries = listed(tmp_path, limits=SourceLimits()).entries
-    with parquet.ParquetReader(LocalSource(str(tmp_path))) as opened:
-        with pytest.raises(OSError, match="unpacks to 40,00.* 200 times"):
-            opened.open(str(entries[0].place))
+    opened = parquet.ParquetReader(LocalSource(str(tmp_path)))
+    with opened, pytest.raises(OSError, match=r"unpacks to 40,00.* 200 times"):
+        opened.open(str(entries[0].place))
     monkeypatch.setattr(pages, "PAGE_BYTES", 1000)
     pq.write_table(table(list(images(20))), tmp_path / "a.parquet", compression="none")
-    with pytest.raises(OSError, match="the limits are .*smaller pages"):
+    with pytest.raises(OSError, match=r"the limits are .*smaller pages"):
         read(tmp_path, listed(tmp_path).entries)
     with pytest.raises(FormatError, match="more than 9 records"):
         listed(tmp_path, limits=SourceLimits(max_records=9))
@@ -230,7 +230,7 @@ def test_wrong_places_are_refused(tmp_path: Path) -> None:
     pq.write_table(table(list(images(1)), label=pa.array([1])), tmp_path / "a.parquet")
     with parquet.ParquetReader(LocalSource(str(tmp_path))) as opened:
         for place in ('["a.parquet",0,0,1]', '["a.parquet",2,0,0]', '["a.parquet",0,1,0]', '["a.parquet",9,0,0]', "x"):
-            with pytest.raises(OSError, match="run the audit again|scan the set again"):
+            with pytest.raises(OSError, match=r"run the audit again|scan the set again"):
                 opened.open(place)
 
 

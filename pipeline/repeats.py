@@ -1,0 +1,111 @@
+"""Images whose bytes another unit has too: embedded in one of them, taken from there by the others.
+
+The driver notes for every unit which of its digests an earlier unit of the audit lists, its *source*. A worker that
+finds the source committed leaves those images out and takes their rows when it commits. A source that is still under
+way is not waited for; its images are then embedded twice. Either way the rows are the same, bit for bit: a row follows
+from the image's bytes, and copies are only made if the models have shown that a face has the same vector in every place
+of a batch (`operators.encoder.Encoder.placeless`). Rows that do not follow from the bytes are never taken.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cluster.storage import Store
+from operators.formats import FORMATS
+from operators.records import unnest
+
+CHANCE = frozenset({"unreadable", "changed", "crashed", "timed_out"})
+"""Statuses that another copy of the same bytes need not have."""
+SOURCES = pa.list_(pa.struct({"unit": pa.string(), "digests": pa.list_(pa.string())}))
+
+
+def with_sources(pending: pa.Table, wanted: pa.Table, *, copies: bool) -> pa.Table:
+    """The `pending` units with a column `sources`: where among the `wanted` units their images occur first.
+
+    Parameters
+    ----------
+    pending, wanted
+        Rows of `UNITS`; `wanted` holds all of the audit in their order.
+    copies
+        False leaves the column empty.
+    """
+    given: dict[str, dict[str, list[str]]] = _sources(wanted) if copies else {}
+    column = [
+        [{"unit": source, "digests": digests} for source, digests in given.get(name, {}).items()]
+        for name in pending["unit"].to_pylist()
+    ]
+    return pending.append_column("sources", pa.array(column, SOURCES))
+
+
+def _sources(wanted: pa.Table) -> dict[str, dict[str, list[str]]]:
+    """By unit, then by its source: the digests that it need not embed."""
+    pictures = [name for name, form in FORMATS.items() if form.holds != "vectors"]
+    wanted = wanted.filter(pc.is_in(wanted["format"], pa.array(pictures))).combine_chunks()
+    if wanted.num_rows == 0:
+        return {}
+    names = wanted["unit"].to_pylist()
+    members = wanted["members"].combine_chunks()
+    digests = members.flatten().field("digest")
+    listed = np.flatnonzero(digests.is_valid())
+    codes = digests.take(pa.array(listed)).dictionary_encode().indices.to_numpy()
+    unit_of = members.value_parent_indices().to_numpy()[listed]
+    _, first = np.unique(codes, return_index=True)  # codes count up from 0 without gaps
+    source_of = unit_of[first][codes]
+    found: dict[str, dict[str, list[str]]] = {}
+    for at in np.flatnonzero(source_of != unit_of):
+        unit, source = names[unit_of[at]], names[source_of[at]]
+        if unit != source:  # two sets may share a unit
+            noted = found.setdefault(unit, {}).setdefault(source, [])
+            noted.append(digests[int(listed[at])].as_py())
+    return found
+
+
+def without_copies(unit: pa.Table, stores: Sequence[Store]) -> pa.Table:
+    """The listed unit without the images that can be taken from sources that are committed in all `stores`."""
+    ready: set[str] = set()
+    for source in unit["sources"][0].as_py():
+        if all(_usable(store, source["unit"]) for store in stores):
+            ready.update(source["digests"])
+    if not ready:
+        return unit
+    members = unit["members"].combine_chunks().flatten()
+    left = members.filter(pc.invert(pc.is_in(members.field("digest"), pa.array(sorted(ready)))))
+    column = pa.ListArray.from_arrays(pa.array([0, len(left)], pa.int32()), left)
+    place = unit.schema.get_field_index("members")
+    return unit.set_column(place, unit.schema.field(place), column.cast(unit.schema.field(place).type))
+
+
+def _usable(store: Store, unit: str) -> bool:
+    made = store.find(unit)
+    return made is not None and not CHANCE & set(made.facts["status"])
+
+
+def filled(images: pa.Table, unit: pa.Table, store: Store) -> pa.Table:
+    """The rows of all listed images of a unit: those in `images`, and the others as their sources in `store` have them.
+
+    Raises
+    ------
+    IncompleteTable
+        If a source is gone or altered since it was found.
+    """
+    members = unnest(unit, "members")
+    if len(members) == len(images):
+        return images
+    rows = images
+    at: dict[tuple[str, Any], int] = {("key", key): place for place, key in enumerate(images["key"].to_pylist())}
+    for source in unit["sources"][0].as_py():
+        known = store.read(source["unit"])
+        known = known.filter(pc.is_in(known["digest"], pa.array(source["digests"])))
+        for place, digest in enumerate(known["digest"].to_pylist(), start=len(rows)):
+            at.setdefault(("digest", digest), place)
+        rows = pa.concat_tables([rows, known])
+    wanted = zip(members["key"].to_pylist(), members["digest"].to_pylist(), strict=True)
+    order = [at[("key", key)] if ("key", key) in at else at[("digest", digest)] for key, digest in wanted]
+    made = rows.take(pa.array(order, pa.int64()))
+    for name in ("key", "identity"):
+        made = made.set_column(made.schema.get_field_index(name), made.schema.field(name), members[name])
+    return made.combine_chunks()
