@@ -20,7 +20,11 @@ verbs
   assess   threshold, candidates, persons, summary.json
   report   report.html and findings.csv
   plant    copy people of the control set into the release in known ways, and measure how many the audit finds
+  review   label the closest pairs blind, with decoys, in a browser on this machine
   verify   check a random sample of a finished run by another path
+  clean    the release without its findings, as lists or rewritten, and what remains in it
+  export   a dataset card section, a verdict for CI, labels for FiftyOne
+  seal     sign the digests of the results; `verify` checks them from then on
   plan     print the resolved configuration and what would run; run nothing
   doctor   check versions, builds and models
 
@@ -34,7 +38,7 @@ exit codes: 0 done, 1 error, 2 done and more persons found than assess.limit all
 """
 
 STAGE_VERBS = ("scan", "embed", "search", "assess", "report")
-VERBS = ("run", *STAGE_VERBS, "plant", "verify", "plan", "doctor")
+VERBS = ("run", *STAGE_VERBS, "plant", "review", "verify", "clean", "export", "seal", "plan", "doctor")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -110,6 +114,11 @@ def _run(verb: str, path: str, overrides: Sequence[str]) -> int:
         text, well = doctor(config)
         print(text)
         return 0 if well else 1
+    if verb == "review":
+        from pipeline.review import review
+
+        review(config, lambda text: print(text, flush=True))
+        return 0
     from pipeline.audit import audit
     from pipeline.closing import closing
 
@@ -118,6 +127,13 @@ def _run(verb: str, path: str, overrides: Sequence[str]) -> int:
         text, over = closing(config)
         print(text)
         return 2 if over else 0
+    if verb == "clean":
+        from pipeline.clean import folder_of
+        from pipeline.clean_record import clean_text, cleaned
+        from pipeline.stage import Run
+
+        record = cleaned(folder_of(Run(config)))
+        print(clean_text(record) if record is not None else "nothing was cleaned")
     return 0
 
 

@@ -36,11 +36,14 @@ from pipeline.agreement import disagreements
 from pipeline.calibrate import calibrate, set_columns
 from pipeline.catalogue import embedder_sets, overlaps
 from pipeline.classes import same_classes
+from pipeline.embed import unit_store
 from pipeline.gathering import gather
 from pipeline.plant import planted_recall
+from pipeline.review_results import reviewed
 from pipeline.search import results
 from pipeline.stage import Run, fingerprint
 from pipeline.tiers import judged
+from pipeline.translated import cautions, told
 
 log = logging.getLogger(__name__)
 
@@ -126,6 +129,8 @@ def _findings(
     odd, told["disagreement"] = disagreements(run)
     run.save("assess", "disagreements", DISAGREEMENTS, odd, key=key)
     told["recall"] = list(planted_recall(run)) or None
+    seen = reviewed(run)
+    told["review"] = None if seen is None else {name: value for name, value in seen.items() if name != "persons"}
     return persons, told
 
 
@@ -189,12 +194,13 @@ def _summary(run: Run, about: Mapping[str, Any], arms: Mapping[str, Any], person
             "rejected": status,
             "unlisted": listed["unlisted"],
         }
-    embedder = run.config.embedder
+    embedder, translation = run.config.embedder, told(run, unit_store(run))
     return {
         "title": run.config.title,
-        "warnings": _warnings(run),
+        "warnings": [*_warnings(run), *cautions(translation)],
         "sets": sets,
         "embedder": {"name": embedder.name, "sha256": embedder.sha256, "width": embedder.width},
+        "translation": translation,
         "calibration": dict(about),
         "arms": dict(arms),
         "findings": persons,

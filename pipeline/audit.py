@@ -6,18 +6,21 @@ search  embeddings      -> neighbours     all release x gallery pairs, exactly
 assess  neighbours      -> findings       threshold, candidates, persons, summary.json
 report  findings        -> report.html    what was found, and what is not claimed
 
-`verify` and `plant` are no stages: when asked for, the one checks a sample of what they committed by another path, and
-the other measures what they would have found.
+The extras are no stages: when asked for, `plant` measures what they would have found, `verify` checks a sample of what
+they committed by another path, `clean` takes findings out of the release, `export` and `seal` hand results on.
 """
 
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from pipeline.assess import assess
+from pipeline.clean import clean
 from pipeline.embed import embed
+from pipeline.export import export
 from pipeline.plant import plant_copies
 from pipeline.report import report
 from pipeline.scan import scan
+from pipeline.sealing import seal_run
 from pipeline.search import search
 from pipeline.stage import Run
 from pipeline.verify import verify
@@ -33,7 +36,13 @@ STAGES: Mapping[str, Callable[[Run], None]] = {
     "report": report,
 }
 
-EXTRAS: Mapping[str, Callable[[Run], None]] = {"verify": verify, "plant": plant_copies}
+EXTRAS: Mapping[str, Callable[[Run], None]] = {
+    "plant": plant_copies,
+    "verify": verify,
+    "clean": clean,
+    "export": export,
+    "seal": seal_run,
+}
 """What works on a run but is not part of an audit."""
 
 

@@ -22,12 +22,16 @@ from operators.formats import SetConfig
 from operators.sources import within
 from pipeline.assess import AssessConfig
 from pipeline.catalogue import defaults, entry
+from pipeline.clean import CleanConfig
 from pipeline.embed import EmbedConfig
 from pipeline.models import model, require_pin
 from pipeline.plant import PlantConfig
 from pipeline.report import ReportConfig
+from pipeline.review import ReviewConfig
 from pipeline.scan import ScanConfig
+from pipeline.sealing import SealConfig
 from pipeline.search import SearchConfig
+from pipeline.translated import BRIDGES, check_embedders, check_sets, refuse_unused
 from pipeline.verify import VerifyConfig
 
 RELEASE = "release"
@@ -52,14 +56,37 @@ class SetsConfig:
     placebo: SetConfig | None = None
     """A second such set: audited as if it were the release, where nothing must be found."""
 
+    bridge: SetConfig | None = None
+    """Faces outside all other sets, which the audit's model embeds: they lead to `foreign` sets."""
+    bridge_vectors: SetConfig | None = None
+    """Ready embeddings of the `bridge` faces, under the same keys, by the model that made the `foreign` sets."""
+
     def given(self) -> dict[str, SetConfig]:
         """Role and options of every set of this audit, release first."""
-        sets = {role: getattr(self, role) for role in (RELEASE, *ARMS, PLACEBO)}
+        return self._there((RELEASE, *ARMS, PLACEBO))
+
+    def foreign(self) -> list[str]:
+        """Roles of the sets that are another model's embeddings."""
+        return [role for role, one in self.given().items() if one.foreign]
+
+    def listed(self) -> dict[str, SetConfig]:
+        """Role and options of every set that is scanned: the bridge, where a set is foreign, then those given."""
+        return {**(self._there(BRIDGES) if self.foreign() else {}), **self.given()}
+
+    def embedded(self) -> list[str]:
+        """Roles of the sets whose embeddings are kept."""
+        return [role for role in self.listed() if role != BRIDGES[1]]
+
+    def _there(self, roles: Sequence[str]) -> dict[str, SetConfig]:
+        sets = {role: getattr(self, role) for role in roles}
         return {role: one for role, one in sets.items() if one is not None}
 
     def __post_init__(self) -> None:
-        given = self.given()
+        check_sets(self)
+        given = self.listed()
         for first, second in _couples(list(given)):
+            if (first, second) == BRIDGES:  # the same faces
+                continue
             left, right = given[first], given[second]
             subsets = left.list_file is not None and right.list_file is not None
             if not subsets and (within(left.uri, right.uri) or within(right.uri, left.uri)):
@@ -96,7 +123,10 @@ class AuditConfig:
     assess: AssessConfig = field(default_factory=AssessConfig)
     plant: PlantConfig = field(default_factory=PlantConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
+    review: ReviewConfig = field(default_factory=ReviewConfig)
     verify: VerifyConfig = field(default_factory=VerifyConfig)
+    clean: CleanConfig = field(default_factory=CleanConfig)
+    seal: SealConfig = field(default_factory=SealConfig)
     ray: SessionConfig = field(default_factory=SessionConfig)
 
     def __post_init__(self) -> None:
@@ -104,12 +134,13 @@ class AuditConfig:
             raise ValueError(
                 f"out must be a folder on this machine; only `store` may be in object storage. Got {self.out!r}."
             )
-        for role, one in self.sets.given().items():
+        for role, one in self.sets.listed().items():
             if within(self.out, one.uri):
                 raise ValueError(f"out lies inside the {role} set ({one.uri}). Put the run folder elsewhere.")
         names = [one.name for one in self.models()]
         if len(set(names)) < len(names):
             raise ValueError(f"embedders names a model twice: {', '.join(names)}.")
+        check_embedders(self.sets, names)
 
     def models(self) -> list[BackboneConfig]:
         """All embedders of this audit, the one that it searches with first."""
@@ -132,13 +163,14 @@ def load(path: str, overrides: Sequence[str] = ()) -> AuditConfig:
     config: AuditConfig = _build(merged)
     for one in config.models():
         require_pin(one)
+    refuse_unused(config.sets)
     return replace(config, sets=_filled(config.sets))
 
 
 def _filled(sets: SetsConfig) -> SetsConfig:
     """The sets, with what the catalogue knows of them where the user left it open; ConfigError for unknown names."""
     changed: dict[str, SetConfig] = {}
-    for role, one in sets.given().items():
+    for role, one in sets.listed().items():
         if one.catalogue is not None:
             known = defaults(entry(one.catalogue))  # the form is seen by the content: sets are passed on in several
             changed[role] = replace(one, identity=known["identity"] if one.identity == "auto" else one.identity)

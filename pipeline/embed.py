@@ -35,6 +35,7 @@ from pipeline.progress import Progress
 from pipeline.ready_units import take_ready
 from pipeline.repeats import with_sources
 from pipeline.stage import Run, fingerprint
+from pipeline.translated import apart, told, translate_units
 from pipeline.workers import Task, UnitCommit, UnitEncoder, UnitPreparation, UnitWorker
 
 log = logging.getLogger(__name__)
@@ -79,7 +80,7 @@ class EmbedConfig:
 def embed(run: Run) -> None:
     """Embed what is not yet in the stores, and commit for each set the table of images that could not be audited."""
     with run.timed("embed") as facts:
-        units = {role: run.table("scan", role, UNITS) for role in run.config.sets.given()}
+        units = {role: run.table("scan", role, UNITS) for role in run.config.sets.embedded()}
         models = run.config.models()
         wanted = pa.concat_tables(units.values()).combine_chunks()
         pending = _pending(wanted, [unit_store(run, model) for model in models])
@@ -89,16 +90,20 @@ def embed(run: Run) -> None:
         if pending.num_rows:
             for model in models:
                 unit_store(run, model).sweep()
+            pending, foreign = apart(run, pending)
             pending = take_ready(run, pending, unit_store(run))
             if pending.num_rows:
                 run.ray()
                 facts["copied_now"] = _embed_units(pending, wanted, run)
+            translate_units(run, foreign, unit_store(run))
         else:
             log.info("embed: nothing to do, %s images in %s units are embedded", f"{images:,}", f"{wanted.num_rows:,}")
         for model in models[1:]:
             facts[f"model {model.name}"] = {role: _close(run, role, table, model) for role, table in units.items()}
         for role, table in units.items():
             facts[role] = _close(run, role, table, models[0])
+        if run.config.sets.foreign():
+            facts["translation"] = told(run, unit_store(run))
         audited = sum(facts[role]["status"]["ok"] for role in units)
         log.info("embed: %s of %s images audited", f"{audited:,}", f"{images:,}")
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 PACKAGES = (
     "ray", "torch", "onnxruntime", "onnxruntime-gpu", "faiss-cpu", "faiss-gpu-cu12", "faiss-gpu", "pyarrow", "numpy",
-    "scipy", "numba", "omegaconf", "onnx", "opencv-python-headless", "pillow", "jinja2", "matplotlib",
+    "scipy", "numba", "cryptography", "omegaconf", "onnx", "opencv-python-headless", "pillow", "jinja2", "matplotlib",
 )  # fmt: skip
 
 

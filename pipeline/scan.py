@@ -26,6 +26,7 @@ from operators.units import Member, cut, unit_digest
 from pipeline.catalogue import differences, entry
 from pipeline.progress import Progress
 from pipeline.stage import Run, fingerprint
+from pipeline.translated import BRIDGES, check_bridge, check_form, unit_names
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +51,9 @@ class ScanConfig:
 
 def scan(run: Run) -> None:
     """List all sets and commit a `units` table for each; a set that has not changed keeps its table."""
-    scan_sets(run, list(run.config.sets.given()))
+    scan_sets(run, list(run.config.sets.listed()))
+    if run.config.sets.foreign():
+        check_bridge(run)
 
 
 def scan_sets(run: Run, roles: Sequence[str]) -> None:
@@ -59,11 +62,12 @@ def scan_sets(run: Run, roles: Sequence[str]) -> None:
         digests: dict[str, str] = {}
         seen: dict[str, set[str]] = {}
         for role in roles:
-            chosen = run.config.sets.given()[role]
+            chosen = run.config.sets.listed()[role]
             form, listing = listed(chosen)
+            check_form(run, role, form)
             log.info("scan: %s is of the form %s%s", role, form, "" if chosen.format != "auto" else ", by its content")
             units = list(cut(_members(role, chosen, form, listing), run.config.scan.unit_images))
-            names = [unit_digest(unit) for unit in units]
+            names = unit_names(run, role, [unit_digest(unit) for unit in units])
             digests[role] = fingerprint(names)
             facts[role] = _facts(form, units, listing)
             if chosen.catalogue is not None:
@@ -79,9 +83,11 @@ def scan_sets(run: Run, roles: Sequence[str]) -> None:
 
 def _refuse_shared(run: Run, role: str, seen: dict[str, set[str]]) -> None:
     """FormatError if a record of this set is a record of another set too, as list files of one place can name it."""
-    sets = run.config.sets.given()
+    sets = run.config.sets.listed()
     for other, keys in seen.items():
-        if other != role and absolute(sets[other].uri) == absolute(sets[role].uri) and keys & seen[role]:
+        if {other, role} in ({role}, set(BRIDGES)):  # itself, or the same faces
+            continue
+        if absolute(sets[other].uri) == absolute(sets[role].uri) and keys & seen[role]:
             raise FormatError(
                 f"sets.{other} and sets.{role} share {len(keys & seen[role]):,} images of {sets[role].uri}: a set "
                 f"compared with itself finds itself. Correct their list files."

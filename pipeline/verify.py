@@ -27,6 +27,7 @@ from operators.records import embeddings, unnest
 from operators.tables import UNITS
 from pipeline.embed import closed, unit_store
 from pipeline.recheck import Difference, recheck
+from pipeline.sealing import verify_seal
 from pipeline.stage import Run
 
 log = logging.getLogger(__name__)
@@ -96,6 +97,7 @@ def verify(run: Run) -> None:
     IncompleteTable
         If a stage has not run for sets, options and vectors as they are, a part is damaged, or anything differs.
     """
+    verify_seal(run)
     run.ledger.stage("verify", {"outcome": "not finished"})
     outcome = Outcome()
     with run.timed("verify") as facts:
@@ -112,8 +114,9 @@ def verify(run: Run) -> None:
         facts |= outcome.facts()
     if outcome.differences:
         _refuse(run, outcome.differences)
+    sets = len(units.keys() - {"release", "placebo"})
     log.info(
-        f"verify: {outcome.release_images:,} release images x {len(units) - 1} sets and {outcome.gallery_images:,} "
+        f"verify: {outcome.release_images:,} release images x {sets} sets and {outcome.gallery_images:,} "
         f"gallery images, {outcome.comparisons:,} comparisons recomputed exactly: equal to the bit; "
         f"{outcome.images:,} images prepared again: "
         f"{facts['embedded']:,} embedded, {outcome.bit_equal:,} of them bit-equal, lowest cosine "

@@ -86,6 +86,8 @@ class SetConfig:
     """Column or dataset that holds the image or vector, where the form has several. Empty: recognised."""
     anonymous: bool = False
     """Ask object storage without credentials, as for public buckets."""
+    foreign: bool = False
+    """The set is ready embeddings of another model than the audit's; `sets.bridge` leads from there to here."""
     limits: SourceLimits = field(default_factory=SourceLimits)
 
     def __post_init__(self) -> None:
@@ -97,6 +99,8 @@ class SetConfig:
             raise ValueError(
                 f"identity must be one of {', '.join(IDENTITIES)}, or 'attribute:NAME'. Got {self.identity!r}."
             )
+        if self.foreign and self.format != "auto" and FORMATS[self.format].holds != "vectors":
+            raise ValueError(f"foreign is for ready embeddings (format vectors). Got format {self.format!r}.")
         remote_scheme(self.uri)
 
 

@@ -91,8 +91,10 @@ def _table(path: str) -> pa.Table:
             types = {name.strip().strip('"'): pa.string() for name in names.split(delimiter)}
             table = pyarrow.csv.read_csv(
                 path,
-                parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter),
-                convert_options=pyarrow.csv.ConvertOptions(column_types=types, strings_can_be_null=True),
+                parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
+                convert_options=pyarrow.csv.ConvertOptions(
+                    column_types=types, strings_can_be_null=True, null_values=[""]
+                ),
             )
     except OSError as error:
         raise FormatError(f"{path}: the list file cannot be read ({error.strerror or error}).") from error
