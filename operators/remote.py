@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from io import BufferedIOBase
-from typing import Protocol
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from operators.errors import FormatError
@@ -63,7 +63,7 @@ class RemoteSource:
             If the address holds credentials or is none.
         """
         refuse_address(uri)
-        self.uri = uri
+        self.uri, self._anonymous = uri, anonymous
         scheme, _, rest = uri.partition("://")
         name, _, key = rest.partition("/")
         self._place = _place(scheme, name, anonymous)
@@ -97,6 +97,10 @@ class RemoteSource:
         if self.single is not None:
             return self._key[: len(self._key) - len(self.single)]
         return f"{self._key.rstrip('/')}/" if self._key else ""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process connects for itself."""
+        return RemoteSource, (self.uri, self._anonymous)
 
     def files(self) -> Iterator[File]:
         """All files; FormatError if there is no such place, it may not be listed, or a file named by it is missing."""

@@ -1,14 +1,18 @@
 """One and the same small set in every form, written without this project's code: the same images and identities."""
 
 import hashlib
+import importlib.util
 import io
 import json
 import struct
+import sys
 import tarfile
+import threading
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import lmdb
 import msgpack
@@ -19,7 +23,7 @@ import pytest
 from PIL import Image
 
 from operators.errors import FormatError
-from operators.formats import FORMATS, SetConfig, listed, reader, recognised
+from operators.formats import FORMATS, SetConfig, hdf5, listed, reader, recognised
 
 PEOPLE = 4
 
@@ -185,20 +189,48 @@ def test_every_form_of_images_is_written_here() -> None:
     assert zlib.crc32(b"") == 0 and _crc32c(b"123456789") == 0xE3069283
 
 
-@pytest.mark.parametrize("form", WRITERS)
-def test_every_form_gives_the_same_images_and_identities(form: str, tmp_path: Path) -> None:
-    WRITERS[form](tmp_path)
-    name, listing = listed(SetConfig(uri=str(tmp_path)))
+def found(uri: str, form: str) -> set[tuple[str | None, str]]:
+    """Identity and digest of every image of the set, which must be recognised as `form`."""
+    name, listing = listed(SetConfig(uri=uri))
     assert name == form.partition(".")[0]
     assert [entry.error for entry in listing.entries] == [None] * len(IMAGES)
     assert len({entry.key for entry in listing.entries}) == len(IMAGES)
-    found = set()
-    with reader(name, str(tmp_path)) as opened:
+    images = set()
+    with reader(name, uri) as opened:
         for entry in listing.entries:
             place = entry.place or entry.key
             with opened.open(place, opened.version(place)) as stream:
-                found.add((entry.identity, hashlib.sha256(stream.read()).hexdigest()))
-    assert found == DIGESTS
+                images.add((entry.identity, hashlib.sha256(stream.read()).hexdigest()))
+    return images
+
+
+@pytest.mark.parametrize("form", WRITERS)
+def test_every_form_gives_the_same_images_and_identities(form: str, tmp_path: Path) -> None:
+    WRITERS[form](tmp_path)
+    assert found(str(tmp_path), form) == DIGESTS
+
+
+@pytest.fixture(scope="module")
+def server(root: Path) -> Iterator[Any]:
+    """An S3 server on this machine."""
+    spec = importlib.util.spec_from_file_location("object_store_for_forms", root / "tests" / "object_store.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    with module.object_store() as store, pytest.MonkeyPatch.context() as patch:
+        for name, value in store.environment.items():
+            patch.setenv(name, value)
+        patch.setattr(hdf5, "_own", threading.local())  # child processes that know the environment
+        yield store
+
+
+@pytest.mark.parametrize("form", WRITERS)
+def test_every_form_is_read_from_object_storage_too(form: str, tmp_path: Path, server: Any) -> None:
+    WRITERS[form](tmp_path)
+    for path in (path for path in tmp_path.rglob("*") if path.is_file()):
+        server.put(f"{form}/{path.relative_to(tmp_path).as_posix()}", path.read_bytes())
+    assert found(f"s3://sets/{form}", form) == DIGESTS
 
 
 @pytest.mark.parametrize(("first", "second"), [("zip", "parquet"), ("folder", "tar"), ("recordio", "arrow")])

@@ -31,9 +31,11 @@ def test_the_wheel_holds_the_packages_and_nothing_else(wheel: list[str], root: P
         for path in (root / p).rglob("*.py")
     }
     assert needed <= set(wheel)
-    assert {"pipeline/templates/report.html.j2", "operators/py.typed", "cluster/py.typed", "pipeline/py.typed"} <= set(
-        wheel
-    )
+    data = {f"pipeline/templates/{path.name}" for path in (root / "pipeline" / "templates").iterdir()}
+    data |= {f"pipeline/catalogue_entries/{path.name}" for path in (root / "seeds" / "catalogue").glob("*.yaml")}
+    data |= {f"pipeline/model_cards/{path.name}" for path in (root / "configs" / "models").glob("*.yaml")}
+    assert len(data) > 40
+    assert {*data, "operators/py.typed", "cluster/py.typed", "pipeline/py.typed"} <= set(wheel)
     assert not [name for name in wheel if "__pycache__" in name]
 
 
