@@ -21,17 +21,20 @@ from numpy.typing import NDArray
 
 from cluster.storage import private_folder, to_json, write_private
 from operators.alignment import similarity_transform
+from operators.blends import mmpmr
 from operators.calibration import proportion
 from operators.errors import ConfigError
 from operators.formats import SetConfig
 from operators.tables import CLOSEST, IMAGE_UNITS, PEOPLE, UNITS
 from operators.transforms import TRANSFORMS, plant, stream
+from operators.vectors import exact_cosines
 from pipeline.calibrate import set_columns
 from pipeline.embed import embed
 from pipeline.imagery import Imagery, Seen
 from pipeline.scan import scan_sets
 from pipeline.search import results, search
 from pipeline.stage import Run, fingerprint
+from pipeline.tiers import stored_rows
 
 log = logging.getLogger(__name__)
 
@@ -214,9 +217,25 @@ def _recall(run: Run, inner: Run, people: pa.Table, made: list[Source]) -> dict[
             for bar, least in bars._asdict().items()
         }
         lost = sum(not audited.get(source.key, False) for source in own)
-        about = {"transform": name, "leak": TRANSFORMS[name].leak, "does": TRANSFORMS[name].does}
+        about: dict[str, Any] = {"transform": name, "leak": TRANSFORMS[name].leak, "does": TRANSFORMS[name].does}
+        if TRANSFORMS[name].sources > 1:
+            about["mmpmr"] = _both_sources(run, inner, own, bars.over_threshold)
         classes.append({**about, "planted": len(own), "not_audited": lost, "recall": recall})
     return {"bars": bars._asdict(), "classes": classes}
+
+
+def _both_sources(run: Run, inner: Run, own: list[Source], threshold: float) -> dict[str, float] | None:
+    """The share of planted blends over the threshold with both their sources (`operators.blends.mmpmr`)."""
+    (planted_MD, listed_N), (control_GD, usable_G) = stored_rows(inner, "release"), stored_rows(run, "control")
+    keys = set_columns(inner, "release", ("key",))["key"].to_pylist()
+    place_of = {key: int(at) for key, at, ok in zip(keys, np.cumsum(listed_N) - 1, listed_N, strict=True) if ok}
+    row_of = np.cumsum(usable_G) - 1
+    seen = [source for source in own if source.key in place_of]
+    if not seen:
+        return None
+    left = planted_MD[[place_of[source.key] for source in seen]]
+    cosines = [exact_cosines(left, control_GD[row_of[[source.rows[side] for source in seen]]]) for side in (0, 1)]
+    return mmpmr(np.stack(cosines, axis=1), threshold)._asdict()
 
 
 def _best_planted(run: Run, inner: Run) -> Mapping[int, float]:

@@ -181,7 +181,7 @@ def _blends(run: Run, made: Controlled, keys: pa.ChunkedArray) -> Blends | None:
     most = run.config.assess.blend_images
     if not most:
         return None
-    stored = {arm: _stored(run, arm) for arm in ("training", "control")}
+    stored = {arm: stored_rows(run, arm) for arm in ("training", "control")}
     place_of = {arm: _places(usable_N) for arm, (_, usable_N) in stored.items()}
     release = set_columns(run, "release", ("key", "status"))
     hashes = image_hashes(release["key"].to_pylist(), run.config.assess.seed)
@@ -229,7 +229,7 @@ def _shortlist(lists: Sequence[Sequence[tuple[int, float]]]) -> Shortlist:
     return Shortlist(rows_QK, cosines_QK)
 
 
-def _stored(run: Run, role: str) -> tuple[NDArray[np.float16], NDArray[np.bool_]]:
+def stored_rows(run: Run, role: str) -> tuple[NDArray[np.float16], NDArray[np.bool_]]:
     """The stored vectors of a set's audited images (M, D), and which rows these are (N,)."""
     store, parts, usable = unit_store(run), [], []
     for name in run.table("scan", role, UNITS)["unit"].to_pylist():

@@ -17,7 +17,7 @@ from pipeline.imagery import Imagery
 from pipeline.plant import PlantConfig, _inner, chosen, plant_copies, planted_recall
 from pipeline.second import opinions
 from pipeline.stage import Run
-from pipeline.tiers import _stored
+from pipeline.tiers import stored_rows
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 OPTIONS = (
@@ -39,9 +39,10 @@ def run(session: None, root: Path, audited: Path) -> Run:
 
 def test_recall_is_that_of_plain_counting_over_all_cosines(run: Run) -> None:
     inner = _inner(run, run.folder / "plant")
-    (planted_ND, all_planted), (control_ND, audited) = _stored(inner, "release"), _stored(run, "control")
-    best_G = np.full(len(audited), -1.0)
-    best_G[audited] = (planted_ND.astype(np.float64) @ control_ND.astype(np.float64).T).max(axis=0)
+    (planted_ND, all_planted), (control_ND, audited) = stored_rows(inner, "release"), stored_rows(run, "control")
+    cosine_PG = np.full((len(all_planted), len(audited)), -1.0)
+    cosine_PG[np.ix_(all_planted, audited)] = planted_ND.astype(np.float64) @ control_ND.astype(np.float64).T
+    best_G = cosine_PG.max(axis=0)
     people = {row["unit"]: row for row in run.table("assess", "people", PEOPLE).to_pylist()}
     units = run.table("assess", "image_units", IMAGE_UNITS)
     unit_G = units.filter(pc.equal(units["arm"], "control"))["unit"].to_numpy()
@@ -56,6 +57,11 @@ def test_recall_is_that_of_plain_counting_over_all_cosines(run: Run) -> None:
         for bar, values in (("over_threshold", cosines), ("excess", statistics)):
             reached = sum(value >= found["bars"][bar] for value in values)
             assert told["recall"][bar] == proportion(reached, 4)._asdict()
+        if told["transform"] == "blend_50":
+            keys = set_columns(inner, "release", ("key",))["key"].to_pylist()
+            pairs = [(keys.index(source.key), source.rows) for source in sources if source.transform == "blend_50"]
+            both = [min(cosine_PG[row][list(rows)]) >= found["bars"]["over_threshold"] for row, rows in pairs]
+            assert told["mmpmr"] == proportion(sum(both), 4)._asdict()
         if told["transform"] == "copy":
             assert min(cosines) > 0.999
 
