@@ -173,8 +173,7 @@ class FacePreparation:
             raise ImageFault("unreadable", member["error"])
         limit = self.config.limits.max_bytes
         try:
-            with opened.open(member["place"] or member["key"], member["version"]) as file:
-                data = file.read(limit + 1)
+            data = opened.read(member["place"] or member["key"], member["version"], limit)
         except OSError as error:
             raise ImageFault("unreadable", f"cannot be read: {error.strerror or error}") from error
         if len(data) <= limit and hashlib.sha256(data).hexdigest() != member["digest"]:

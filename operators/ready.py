@@ -64,8 +64,7 @@ def _take(
     if member["error"] is not None:
         return "unreadable", member["error"]
     try:
-        with opened.open(member["place"] or member["key"], member["version"]) as file:
-            data = file.read(into_D.nbytes + 1)
+        data = opened.read(member["place"] or member["key"], member["version"], into_D.nbytes)
     except OSError as error:
         return "unreadable", f"cannot be read: {error.strerror or error}"
     if len(data) != into_D.nbytes:

@@ -4,18 +4,24 @@ A set's `uri` is a folder, one file, or a pattern (`shards-{0000..0031}.tar`, `p
 object storage. Whatever it is, a format sees a `Source`: a place with files named by `/` separated paths.
 """
 
+import errno
 import os
-from collections.abc import Iterator
+import stat
+import threading
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from io import BufferedIOBase
 from pathlib import Path, PurePosixPath
-from typing import Protocol
+from typing import Any, Protocol
 
 from operators.errors import FormatError
 
 SCHEMES = ("s3", "gs", "http", "https")
 """Places other than this machine, as the part of a `uri` before `://`."""
+
+OPENED = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+"""How files are opened: one that turned into a pipe must not block."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +80,9 @@ class LocalSource:
     def __init__(self, uri: str) -> None:
         self.uri = uri
         self._links = 0
+        self._known: Sequence[File] | None = None
+        self._folder: tuple[str, int] | None = None
+        self._lock = threading.Lock()
         path = Path(uri)
         self._matches: list[Path] | None = None
         if path.exists():
@@ -82,15 +91,34 @@ class LocalSource:
             self._matches = [Path(one) for one in expanded(uri)]
             self.root = _common(self._matches) if self._matches else path
 
-    @property
+    def __getstate__(self) -> dict[str, Any]:
+        """What another process opens files by: neither what was listed nor the folder that is open here."""
+        return {key: one for key, one in self.__dict__.items() if key not in ("_lock", "_folder", "_known")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state | {"_known": None, "_folder": None, "_lock": threading.Lock()}
+
+    def __del__(self) -> None:
+        held = self.__dict__.get("_folder")
+        if held is not None:
+            os.close(held[1])
+
+    @cached_property
     def single(self) -> str | None:
         """The name of the file that `uri` is."""
         path = Path(self.uri)
         return path.resolve().name if path.is_file() else None
 
+    def remember(self, files: Sequence[File]) -> None:
+        """Have the next `files` give these, which the last one gave: looking at a million files takes a while."""
+        self._known = files
+
     def files(self) -> Iterator[File]:
         """All regular files; FormatError if there is no such place or a folder of it cannot be listed."""
-        if self.single is not None:
+        known, self._known = self._known, None
+        if known is not None:
+            yield from known
+        elif self.single is not None:
             yield self._file(self.root / self.single)
         elif self._matches is not None:
             if not self._matches:
@@ -102,16 +130,33 @@ class LocalSource:
             yield from self._walk()
 
     def _walk(self) -> Iterator[File]:
-        def refuse(error: OSError) -> None:
-            raise FormatError(
-                f"{error.filename}: cannot be listed ({error.strerror}). Give access to it or move it away."
-            )
-
         self._links = 0
-        for folder, folders, names in os.walk(self.root, followlinks=False, onerror=refuse):
-            self._links += sum(os.path.islink(os.path.join(folder, name)) for name in folders)
-            for name in names:
-                yield self._file(Path(folder, name))
+        todo = [("", os.fspath(self.root))]
+        while todo:
+            before, folder = todo.pop()
+            try:
+                with os.scandir(folder) as found:
+                    entries = sorted(found, key=lambda one: one.name)
+            except OSError as error:
+                raise FormatError(
+                    f"{error.filename}: cannot be listed ({error.strerror}). Give access to it or move it away."
+                ) from error
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    todo.append((f"{before}{entry.name}/", entry.path))
+                elif entry.is_symlink() and os.path.isdir(entry.path):
+                    self._links += 1
+                else:
+                    yield self._met(before + entry.name, entry)
+
+    def _met(self, path: str, entry: "os.DirEntry[str]") -> File:
+        """A file of a folder that no link leads to: only what is unusual about it is looked at closely."""
+        if path.isprintable() and entry.is_file(follow_symlinks=False):
+            try:
+                return File(path, entry.stat(follow_symlinks=False).st_size)
+            except OSError:
+                pass  # gone, or not to be looked at
+        return self._file(Path(entry.path))
 
     def linked_folders(self) -> int:
         """Links to folders that the last listing met and did not follow."""
@@ -119,10 +164,61 @@ class LocalSource:
 
     def open(self, path: str, version: str | None = None) -> BufferedIOBase:
         """The file as a stream; OSError if it is gone or is no regular file inside the set's folder."""
-        chosen = self.root / path
-        if not self._inside(chosen):
+        return os.fdopen(self._opened(path)[0], "rb")
+
+    def read(self, path: str, limit: int) -> bytes:
+        """At most `limit` + 1 bytes from the beginning of a file; OSError as `open` raises it."""
+        file, size = self._opened(path)
+        try:
+            data = os.read(file, min(size, limit) + 1)
+            if len(data) == min(size, limit + 1):
+                return data
+            with os.fdopen(file, "rb", closefd=False) as rest:  # it grew, shrank, or gave less than it has
+                return data + rest.read(limit + 1 - len(data))
+        finally:
+            os.close(file)
+
+    def _opened(self, path: str) -> tuple[int, int]:
+        """A regular file inside the set's folder: its descriptor and size.
+
+        The folder that holds it is kept open for its neighbours. Neither a link put in the file's place nor one in that
+        of a folder above can lead out of the set from then on.
+        """
+        if "\0" in path:
             raise OSError("not a regular file inside the set's folder")
-        return chosen.open("rb")
+        folder, _, name = path.rpartition("/")
+        file = -1
+        with self._lock:
+            if self._folder is None or self._folder[0] != folder:
+                self._enter(folder)
+            if self._folder is not None and name not in ("", ".", ".."):
+                try:
+                    file = os.open(name, OPENED | os.O_NOFOLLOW, dir_fd=self._folder[1])
+                except OSError as error:
+                    if error.errno not in (errno.ELOOP, errno.ENOENT, errno.ENXIO):
+                        raise
+        if file < 0:
+            chosen = self.root / path
+            if not self._inside(chosen):
+                raise OSError("not a regular file inside the set's folder")
+            file = os.open(os.path.realpath(chosen), OPENED | os.O_NOFOLLOW)
+        found = os.fstat(file)
+        if not stat.S_ISREG(found.st_mode):
+            os.close(file)
+            raise OSError("not a regular file inside the set's folder")
+        return file, found.st_size
+
+    def _enter(self, folder: str) -> None:
+        """Keep `folder` open in place of the last one, if it is one and lies inside the set's folder."""
+        if self._folder is not None:
+            os.close(self._folder[1])
+            self._folder = None
+        real = os.path.realpath(self.root / folder)
+        if Path(real).is_relative_to(self._real):
+            try:
+                self._folder = folder, os.open(real, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            except OSError:
+                return  # `_opened` says what is wrong
 
     def version(self, path: str) -> str | None:
         """None: digests of the images say whether they changed."""

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from cluster.storage import ASIDE, MARKER, Store, private_folder
 from operators.backbones import BackboneConfig
-from operators.errors import SchemaMismatch
+from operators.errors import ConfigError, SchemaMismatch
 from operators.records import embeddings
 from operators.tables import UNITS
 from operators.units import Member, cut, unit_digest
@@ -48,7 +48,14 @@ def audited_again(run: Run, kept_N: NDArray[np.bool_], folder: Path, manifest: P
         The run folder of the new audit.
     manifest
         The list file of the images that stay; the new audit's configuration names it.
+
+    Raises
+    ------
+    ConfigError
+        If a set is another model's embeddings: its units are named with the bridge that they went over.
     """
+    if run.config.sets.foreign():
+        raise ConfigError("an audit with another model's embeddings is not repeated here: give clean.reaudit=false.")
     inner = _inner(run, folder, manifest)
     for role in run.config.sets.given():
         if role != "release":

@@ -28,7 +28,7 @@ def plan(config: AuditConfig) -> str:
     """
     counts: dict[str, int] = {}
     lines = [to_yaml(config), "# What would run"]
-    for role, chosen in config.sets.given().items():
+    for role, chosen in config.sets.listed().items():
         form, listing = listed(chosen)
         entries = listing.entries
         counts[role] = len(entries)
@@ -83,7 +83,7 @@ def _pieces(images: int, most: int) -> list[int]:
 
 def _done(run: Run) -> Iterator[str]:
     """What earlier runs left, stage by stage; scan always lists the sets again."""
-    scanned = [role for role in run.config.sets.given() if run.store.child("scan").find(role)]
+    scanned = [role for role in run.config.sets.embedded() if run.store.child("scan").find(role)]
     if not scanned:
         yield f"{'so far':<20} {'nothing':>16} in {run.folder}"
         return

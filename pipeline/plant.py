@@ -91,6 +91,8 @@ def plant_copies(run: Run) -> None:
         raise ConfigError(
             "`unveil plant` copies people of the control set, and this audit has none. Give sets.control."
         )
+    if "release" in run.config.sets.foreign():
+        raise ConfigError("the release is another model's embeddings: no copy can be planted as it would appear there.")
     with run.timed("plant") as facts:
         people = run.table("assess", "people", PEOPLE)
         options = run.config.plant

@@ -37,6 +37,10 @@ RUN = 256
 """Records that one thread reads one after another, so that neighbours in an archive are read in order."""
 
 
+WHOLE = 2**24
+"""Records of up to so many bytes are read in one piece; larger ones as a stream."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScanConfig:
     """How sets are cut into units."""
@@ -155,8 +159,7 @@ def _member(opened: Reader, entry: Entry) -> Member:
         place = entry.place or entry.key
         try:
             version = opened.version(place)
-            with opened.open(place, version) as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            digest = _digest_of(opened, place, version, entry.bytes)
         except OSError as fault:
             error = f"cannot be read: {fault.strerror or fault}"
     return Member(
@@ -169,6 +172,16 @@ def _member(opened: Reader, entry: Entry) -> Member:
         version=version,
         attributes=entry.attributes,
     )
+
+
+def _digest_of(opened: Reader, place: str, version: str | None, size: int) -> str:
+    """SHA-256 of a record listed as `size` bytes, which may not be true; a large one is not held in memory."""
+    if size <= WHOLE:
+        data = opened.read(place, version, WHOLE)
+        if len(data) <= WHOLE:
+            return hashlib.sha256(data).hexdigest()
+    with opened.open(place, version) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _facts(form: str, units: Sequence[Sequence[Member]], listing: Listing) -> dict[str, Any]:

@@ -8,6 +8,7 @@ in the bridge never share translated vectors.
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,7 +35,7 @@ log = logging.getLogger(__name__)
 BRIDGES = BRIDGE, BRIDGE_VECTORS = ("bridge", "bridge_vectors")
 """Sets that are not compared: faces for the audit's model to embed, and the foreign model's embeddings of them."""
 
-VERSION = "centred-1"
+VERSION = "mean-free-1"
 """How the map is fitted; part of the names of translated units."""
 MOST = 20_000
 """Faces that the map is fitted on."""
@@ -166,9 +167,11 @@ def translate_units(run: Run, units: pa.Table, store: Store) -> None:
 def fit(run: Run, store: Store) -> tuple[Translation, dict[str, Any]]:
     """The map from the foreign model to the audit's: a ridge regression where there are pairs enough, else a rotation.
 
-    Both are centred. The second result says what the map was fitted on and how well; `explained` is the share of the
-    spread of the bridge faces about their mean that it predicts (of faces left out of the fit, for a ridge map).
-    Raises as `translate_units`.
+    Both are centred, and the mean of the audit's model is left out: what a map cannot predict it leaves at the mean, so
+    that all translated faces would be alike. From dlib's model to SFace 2 % of pairs of strangers were then over cosine
+    0.6, and without the mean 0.03 %. The second result says what the map was fitted on and how well; `explained` is the
+    share of the spread of the bridge faces about their mean that it predicts (of faces left out of the fit, for a ridge
+    map). Raises as `translate_units`.
     """
     own_keys, own_ME = _own(run, store)
     foreign_keys, foreign_MD = _foreign(run)
@@ -179,7 +182,7 @@ def fit(run: Run, store: Store) -> tuple[Translation, dict[str, Any]]:
     source, target = foreign_MD[left], own_ME[right]
     enough = len(chosen) >= translation.ENOUGH * source.shape[1]
     fitted = (translation.fit_ridge if enough else translation.fit_rotation)(source, target, centred=True)
-    spread = float(target.astype(np.float64).var(axis=0).sum())
+    mean_E, spread = target.mean(axis=0, dtype=np.float64), float(target.astype(np.float64).var(axis=0).sum())
     facts = {
         "kind": fitted.kind,
         "pairs": fitted.pairs,
@@ -193,7 +196,7 @@ def fit(run: Run, store: Store) -> tuple[Translation, dict[str, Any]]:
     if len(both) < max(len(own_keys), len(foreign_keys)):
         counts = facts["bridge_without_vector"], facts["vectors_without_bridge"]
         log.warning("embed: %d faces of the bridge have no vector, %d vectors no embedded face", *counts)
-    return fitted, facts
+    return replace(fitted, offset_E=fitted.offset_E - mean_E), facts
 
 
 def _shown(facts: dict[str, Any]) -> tuple[str, int, float]:

@@ -23,6 +23,7 @@ from cluster.faults import IncompleteTable
 from operators import vectors
 from operators.encoder import Encoder
 from operators.faces import FacePreparation
+from operators.formats import FORMATS
 from operators.records import embeddings, unnest
 from operators.tables import UNITS
 from pipeline.embed import closed, unit_store
@@ -133,9 +134,14 @@ def _refuse(run: Run, differences: Sequence[Difference]) -> NoReturn:
 
 
 def _verify_embed(run: Run, units: Mapping[str, pa.Table], outcome: Outcome) -> None:
-    """Prepare and embed sampled images of all sets again, and compare with what is stored."""
+    """Prepare and embed sampled images of all sets again, and compare with what is stored; ready vectors are not."""
+    images = pa.array([name for name, form in FORMATS.items() if form.holds == "images"])
+    listed = pa.concat_tables(units.values())
+    listed = listed.filter(pc.is_in(listed["format"], images))
+    if not listed.num_rows:
+        return
     prepare, encoder = FacePreparation(run.config.faces, (run.config.embedder.alignment,)), Encoder(run.config.embedder)
-    for unit, members_N in _image_sample(run, pa.concat_tables(units.values())):
+    for unit, members_N in _image_sample(run, listed):
         stored = _stored(run, unit).take(pa.array(members_N))
         sample = UNITS.from_rows([unit | {"members": [unit["members"][member] for member in members_N.tolist()]}])
         made = unnest(encoder(prepare(sample)), "images")

@@ -15,7 +15,7 @@ from typing import Any
 from operators.errors import FormatError
 from operators.formats.listing import Listing
 from operators.formats.reading import Reader
-from operators.sources import Source, open_source, remote_scheme
+from operators.sources import LocalSource, Source, open_source, remote_scheme
 
 IDENTITIES = ("auto", "parent", "label", "none")
 
@@ -116,6 +116,8 @@ def recognised(options: SetConfig) -> tuple[str, Source]:
     if options.format != "auto":
         return options.format, source
     files = list(source.files())
+    if isinstance(source, LocalSource):
+        source.remember(files)
     found = [name for name in FORMATS if module(name).recognises(source, files)]
     if len(found) == 1:
         return found[0], source

@@ -155,6 +155,17 @@ class ArrowReader(Reader):
 
     def open(self, place: str, version: str | None = None) -> BufferedIOBase:
         """The image of the row; OSError if its bytes are not there, or its batch is damaged."""
+        file, content, start, size = self._found(place, version)
+        return stored(file, start, size) if content is None else BytesIO(content[start : start + size])
+
+    def read(self, place: str, version: str | None, limit: int) -> bytes:
+        """The image of the row, at most `limit` + 1 bytes of it; OSError as `open` raises it."""
+        file, content, start, size = self._found(place, version)
+        size = min(size, limit + 1)
+        return self.ahead(file, start, size) if content is None else bytes(content[start : start + size])
+
+    def _found(self, place: str, version: str | None) -> tuple[BufferedIOBase, memoryview | None, int, int]:
+        """The file, or what it unpacks to, that the image is in, the image's place there, and its size."""
         prefix, _, last = place.rpartition(",")
         if self._near is None or self._near[0] != prefix or self._near[2].closed or not last[:-1].isdecimal():
             path, (at, batch, _) = located(place, 3)
@@ -162,7 +173,7 @@ class ArrowReader(Reader):
             self._near = prefix, path, file, self._batch(path, file, at, batch)
         _, _, file, held = self._near
         row = int(last[:-1])
-        if row >= held.batch.rows:
+        if row >= held.rows:
             raise OSError("the batch has fewer rows than when it was listed; run the audit again")
         span = held.span(file, row)
         if span is None:
@@ -173,11 +184,11 @@ class ArrowReader(Reader):
             data = self._content(held, file, number)
             if start + size > len(data):
                 raise OSError("the image ends behind its buffer: the file is damaged; get it again")
-            return BytesIO(data[start : start + size])
-        where, length = extent(held.batch, number)
+            return file, data, start, size
+        where, length = held.extent
         if start + size > length:
             raise OSError("the image ends behind its buffer: the file is damaged; get it again")
-        return stored(file, where + start, size)
+        return file, None, where + start, size
 
     def close(self) -> None:
         """Close all files."""
@@ -220,8 +231,11 @@ class _Held:
     def __init__(self, file: BufferedIOBase, batch: Batch, spot: Spot) -> None:
         self.batch, self.spot = batch, spot
         self.content: memoryview | None = None
+        self.rows = batch.rows
+        self.extent = extent(batch, spot.buffer + 2)
         self._type = np.dtype("<i8" if pa.types.is_large_binary(spot.kind) else "<i4")
-        self._there = [self._bits(file, one) for one in (*spot.parents, spot.buffer)]
+        there = [self._bits(file, one) for one in (*spot.parents, spot.buffer)]
+        self._there = [bits for bits in there if len(bits)]
         raw = whole(file, batch, spot.buffer + 1, BESIDE_BYTES)
         self._offsets = np.frombuffer(raw[: len(raw) // self._type.itemsize * self._type.itemsize], self._type)
 
@@ -231,11 +245,11 @@ class _Held:
     def span(self, file: BufferedIOBase, row: int) -> tuple[int, int] | None:
         """Where the image is in its buffer; None if there is none; Damaged if that cannot be."""
         for bits in self._there:
-            if len(bits) and (row // 8 >= len(bits) or not bits[row // 8] >> row % 8 & 1):
+            if row // 8 >= len(bits) or not bits[row // 8] >> row % 8 & 1:
                 return None
         if row + 1 >= len(self._offsets):
             raise Damaged("a batch has fewer values than rows: the file is damaged; get it again")
-        start, stop = int(self._offsets[row]), int(self._offsets[row + 1])
+        start, stop = self._offsets[row : row + 2].tolist()
         if not 0 <= start <= stop:
             raise Damaged("an image has no possible length: the file is damaged; get it again")
         return start, stop - start

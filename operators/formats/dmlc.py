@@ -17,6 +17,8 @@ MAGIC = 0xCED7230A
 MAGIC_BYTES = struct.pack("<I", MAGIC)
 WORDS = struct.Struct("<II")
 HEADER = struct.Struct("<IfQQ")
+ONE = struct.Struct("<IIIfQQ")
+"""What an image in one part begins with: both words and the header."""
 MAX_PARTS = 1024
 """An image holds the four bytes of the magic by chance; more parts than this are an attack on the reader's memory."""
 MAX_LABELS = 4096
@@ -49,7 +51,9 @@ def record_at(file: BufferedIOBase, at: int, end: int) -> Record:
     Damaged
         If there is none, or it goes on behind the end.
     """
-    flag, length = words(file, at, end)
+    file.seek(at)
+    begin = file.read(ONE.size)
+    flag, length = _words(begin, at, end)
     parts, after = [(at + 8, length)], at + 8 + length + -length % 4
     if flag not in (0, 1):
         raise Damaged(f"a record begins at byte {at:,} with the flag {flag} of a continued part")
@@ -62,9 +66,9 @@ def record_at(file: BufferedIOBase, at: int, end: int) -> Record:
     size = sum(length for _, length in parts) + 4 * (len(parts) - 1)
     if len(parts) > 1:
         head: BufferedIOBase = io.BufferedReader(Parts(file, parts))
+        start = head.read(HEADER.size)
     else:
-        head = file  # where its data begin
-    start = head.read(HEADER.size)
+        head, start = file, begin[8:]  # the file is where the labels begin
     if min(len(start), size) < HEADER.size:
         raise Damaged(f"the record at byte {at:,} is too short for an image record")
     flag, label, _, _ = HEADER.unpack(start)
@@ -79,13 +83,26 @@ def record_at(file: BufferedIOBase, at: int, end: int) -> Record:
     return Record(parts, size - HEADER.size - 4 * flag, after, labels, flag)
 
 
+def image_in(data: bytes) -> bytes | None:
+    """The image of a record of one part that `data` are from end to end; None if they are none."""
+    if len(data) < ONE.size:
+        return None
+    magic, word, flag, *_ = ONE.unpack_from(data)
+    if magic != MAGIC or word != len(data) - WORDS.size or flag > MAX_LABELS or len(data) < ONE.size + 4 * flag:
+        return None
+    return data[ONE.size + 4 * flag :]
+
+
 def words(file: BufferedIOBase, at: int, end: int) -> tuple[int, int]:
     """Flag and length of the part that begins at byte `at`; Damaged if there is none."""
     file.seek(at)
-    data = file.read(8)
+    return _words(file.read(8), at, end)
+
+
+def _words(data: bytes, at: int, end: int) -> tuple[int, int]:
     if len(data) < 8:
         raise Damaged("the file ends inside this record: it is truncated")
-    magic, word = WORDS.unpack(data)
+    magic, word = WORDS.unpack_from(data)
     if magic != MAGIC:
         raise Damaged(f"no record begins at byte {at:,}")
     flag, length = word >> 29, word & (2**29 - 1)

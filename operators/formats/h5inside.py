@@ -170,6 +170,19 @@ def _attributes(images: Images, group: Group) -> dict[str, str]:
     return found
 
 
+def _encoded(value: Any) -> bytes:
+    """An encoded image as it is, pixels as PPM or PGM; OSError if it is neither."""
+    if isinstance(value, np.void):
+        return value.tobytes()
+    if not isinstance(value, np.ndarray) or value.dtype != np.uint8 or value.ndim not in (1, 2, 3):
+        raise OSError("the dataset is not what it was when it was listed; run the audit again")
+    if value.ndim == 1:
+        return value.tobytes()
+    if (order := axes(value.shape)) is None:
+        raise OSError("the dataset is not what it was when it was listed; run the audit again")
+    return netpbm(value, order)
+
+
 class InsideReader(Reader):
     """Opens images of HDF5 files."""
 
@@ -188,15 +201,16 @@ class InsideReader(Reader):
             value = self._dataset(path, name, version)[() if row is None else row]
         except FAULTS as fault:
             raise OSError(f"{plain(fault)}") from fault
-        if isinstance(value, np.void):
-            return io.BytesIO(value.tobytes())
-        if not isinstance(value, np.ndarray) or value.dtype != np.uint8 or value.ndim not in (1, 2, 3):
-            raise OSError("the dataset is not what it was when it was listed; run the audit again")
-        if value.ndim == 1:
-            return io.BytesIO(value.tobytes())
-        if (order := axes(value.shape)) is None:
-            raise OSError("the dataset is not what it was when it was listed; run the audit again")
-        return io.BytesIO(netpbm(value, order))
+        return io.BytesIO(_encoded(value))
+
+    def several(self, place: str, version: str | None, count: int) -> list[bytes]:
+        """Images of up to `count` rows from that of `place`; OSError if any of them cannot be read."""
+        path, name, row = json.loads(place)
+        try:
+            made = self._dataset(path, name, version)[row : row + count]
+        except FAULTS as fault:
+            raise OSError(f"{plain(fault)}") from fault
+        return [_encoded(value) for value in made]
 
     def _dataset(self, path: str, name: str, version: str | None) -> Any:
         """A dataset, kept open for the next record."""

@@ -34,6 +34,8 @@ SECONDS: dict[str, float] = {"recognises": 60.0, "listing": 1800.0, "read": 60.0
 """Time limit of each task of the child."""
 MEMORY_BYTES = 4 * 2**30
 """What the child may allocate."""
+ROWS, BYTES = 64, 2**22
+"""Rows of a stack that are fetched at once while they are read one after another, and about their bytes."""
 
 
 class _Child:
@@ -54,14 +56,16 @@ class _Child:
         except FormatError as refusal:
             return refusal
 
-    def read(self, source: Source, number: int, place: str, version: str | None) -> bytes | OSError:
-        """The bytes of one record for the parent's reader `number`, or why they cannot be read."""
+    def read(self, source: Source, number: int, place: str, version: str | None, count: int) -> list[bytes] | OSError:
+        """The bytes of `count` neighbouring rows for the parent's reader `number`, or why they cannot be read."""
         if self._reader is None or self._number != number:
             self._close()
             self._number, self._reader = number, InsideReader(source)
         try:
+            if count > 1:
+                return self._reader.several(place, version, count)
             with self._reader.open(place, version) as stream:
-                return stream.read()
+                return [stream.read()]
         except OSError as fault:
             return OSError(str(fault))
 
@@ -133,6 +137,11 @@ class Hdf5Reader(Reader):
     def __init__(self, source: Source) -> None:
         super().__init__(source)
         self._number = next(_numbers)
+        self._kept: tuple[str, int, list[bytes]] = ("", 0, [])
+        """The dataset, as the beginning of places; the first row, and the rows from there on."""
+        self._largest = BYTES
+        self._alone = False
+        """Rows could not be fetched together: one among them is damaged, or too large."""
 
     def path(self, place: str) -> str:
         """The HDF5 file."""
@@ -140,9 +149,35 @@ class Hdf5Reader(Reader):
 
     def open(self, place: str, version: str | None = None) -> BufferedIOBase:
         """The image of the dataset and row `place`, as PPM or PGM if it is pixels; OSError if it cannot be read."""
-        answer = _ask("read", self.source, (self._number, place, version))
+        return io.BytesIO(self._fetched(place, version, 1)[0])
+
+    def read(self, place: str, version: str | None, limit: int) -> bytes:
+        """As `open`, at most `limit` + 1 bytes; neighbouring rows are fetched together."""
+        dataset, _, last = place.rpartition(" ")
+        row = int(last[:-1]) if last[:-1].isdecimal() else -1
+        before, first, rows = self._kept
+        if dataset != before or not 0 <= row - first < len(rows):
+            follows = dataset == before and row == first + len(rows) and not self._alone
+            self._kept = dataset, row + 1, []  # if it cannot be read
+            rows = self._fetched(place, version, min(ROWS, BYTES // self._largest) if follows and row >= 0 else 1)
+            first, self._largest = row, max(1, *map(len, rows))
+            self._kept = dataset, row, rows if row >= 0 else []
+        return rows[row - first][: limit + 1]
+
+    def _fetched(self, place: str, version: str | None, count: int) -> list[bytes]:
+        """The row of `place` and up to `count` - 1 after it; that row alone where one of the others has a fault."""
+        answer = _ask("read", self.source, (self._number, place, version, max(1, count)))
+        if count > 1 and not (isinstance(answer, list) and answer):
+            self._alone = True
+            return self._fetched(place, version, 1)
         if isinstance(answer, OSError):
             raise answer
         if isinstance(answer, Fault):
             raise OSError(f"on reading it, {answer.reason}: the file is damaged; get it again")
-        return io.BytesIO(answer)
+        rows: list[bytes] = answer
+        return rows
+
+    def close(self) -> None:
+        """Forget what was fetched."""
+        self._kept = "", 0, []
+        super().close()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from operators.errors import FormatError
 from operators.formats.listing import Entry, identity_of, name_fault
-from operators.sources import Source
+from operators.sources import File, Source
 
 if TYPE_CHECKING:
     from operators.formats import SetConfig
@@ -157,6 +157,34 @@ def names(source: Source, path: str) -> Names:
         paths=dict(zip(numbers, clean, strict=True)),
         labels={n: label for n, label in zip(numbers, labels, strict=True) if label is not None},
     )
+
+
+ShardIndex = Mapping[tuple[str, int], tuple[str | None, str | None]]
+"""Name and label of the record at an offset of a file."""
+
+
+def shard_index(source: Source, files: Sequence[File]) -> tuple[ShardIndex, set[str]]:
+    """What TFace's `NAME.index` files say, and their paths.
+
+    Their lines are path, shard and offset, or set, shard, offset and label, separated by tabs; shards are called
+    `NAME-00000.tfrecord`. Other files of that name are left alone.
+    """
+    found: dict[tuple[str, int], tuple[str | None, str | None]] = {}
+    read = set()
+    for file in files:
+        if not file.path.endswith(".index") or file.error is not None:
+            continue
+        rows = [line.split("\t") for line in lines(source, file.path)]
+        width = len(rows[0]) if rows else 0
+        if width not in (3, 4) or not all(len(row) == width and (row[1] + row[2]).isdecimal() for row in rows):
+            continue
+        stem = file.path.removesuffix(".index")
+        named = relative([row[0] for row in rows]) if width == 3 else []
+        for at, row in enumerate(rows):
+            where = f"{stem}-{int(row[1][:18] or 0):05d}.tfrecord", int(row[2][:18] or 0)
+            found[where] = (None, row[3]) if width == 4 else (named[at], None)
+        read.add(file.path)
+    return found, read
 
 
 def relative(paths: Sequence[str]) -> list[str]:

@@ -64,6 +64,8 @@ def identity_of(rule: str, key: str, label: str | None, attributes: Mapping[str,
 
 def name_fault(name: str) -> str | None:
     """Why a member's name must not be used, or None: absolute names, `..`, backslashes and control characters."""
+    if name.isascii() and name.isprintable() and name and name[0] != "/" and ".." not in name and "\\" not in name:
+        return None  # nearly all are as plain as that
     parts = name.split("/")
     if name.startswith("/") or ".." in parts or "\\" in name:
         return "its name leads out of the archive"

@@ -18,8 +18,9 @@ from operators.errors import FormatError
 from operators.formats.btree import MAGIC, Damaged, Tree, Value, open_tree, values
 from operators.formats.indexes import Entries
 from operators.formats.listing import Listing
+from operators.formats.members import located, located_near, stored
 from operators.formats.rasters import SIGNATURES
-from operators.formats.reading import Reader, window
+from operators.formats.reading import Reader
 from operators.sources import File, Source
 
 if TYPE_CHECKING:
@@ -141,7 +142,7 @@ def _enter(entries: Entries, unlisted: Counter[str], tree: Tree, path: str, pref
         if value.kind is not None:
             unlisted[value.kind] += 1
             continue
-        entries.add(prefix + name, place[1], place=f"[{file}, {place[0]}, {place[1]}]", label=label, error=fault)
+        entries.add(prefix + name, place[1], place=f"[{file},{place[0]},{place[1]}]", label=label, error=fault)
     if count != tree.entries:
         yield f"{path} announces {tree.entries:,} keys, and {count:,} were found: it is damaged; get it again"
 
@@ -174,13 +175,22 @@ def _unknown(path: str, value: Value, first: bool) -> str:
 
 
 class LmdbReader(Reader):
-    """Opens images of LMDB databases."""
+    """Opens images of LMDB databases by `[file, offset, size]`."""
+
+    def __init__(self, source: Source) -> None:
+        super().__init__(source)
+        self._near: tuple[str, str] | None = None
 
     def path(self, place: str) -> str:
         """The database file."""
-        return str(json.loads(place)[0])
+        return located(place, 2)[0]
 
     def open(self, place: str, version: str | None = None) -> BufferedIOBase:
         """The image in the range `place`; OSError if the file ends before."""
-        path, start, size = json.loads(place)
-        return window(self.held(path, version), start, size)
+        path, (start, size) = located(place, 2)
+        return stored(self.held(path, version), start, size)
+
+    def read(self, place: str, version: str | None, limit: int) -> bytes:
+        """The image in the range `place`, at most `limit` + 1 bytes of it; OSError if the file ends before."""
+        path, (start, size), self._near = located_near(place, 2, self._near)
+        return self.ahead(self.held(path, version), start, min(size, limit + 1))

@@ -258,6 +258,22 @@ def located(place: str, count: int) -> tuple[str, tuple[int, ...]]:
     return path, tuple(numbers)
 
 
+def located_near(place: str, count: int, near: tuple[str, str] | None) -> tuple[str, tuple[int, ...], tuple[str, str]]:
+    """As `located`, and what it needs for the next place: the JSON text of the file's name, and the name.
+
+    Neighbours lie in the same file, whose name need not be parsed again.
+    """
+    if near is not None and place.startswith(near[0]) and place.endswith("]"):
+        try:
+            numbers = tuple(map(int, place[len(near[0]) : -1].split(",")))
+        except ValueError:
+            numbers = ()
+        if len(numbers) == count and min(numbers) >= 0:
+            return near[1], numbers, near
+    path, numbers = located(place, count)
+    return path, numbers, (f"[{json.dumps(path)},", path)
+
+
 def stored(file: BufferedIOBase, offset: int, size: int) -> BufferedIOBase:
     """Bytes `offset` to `offset + size` of `file`; OSError, now or when reading, if it ends before."""
     if size > WHOLE:

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from operators.formats.thrift import DATA, DATA_V2, DICTIONARY, Damaged, Page, page_at
+from operators.formats.thrift import DATA, DATA_V2, DICTIONARY, ColumnPart, Damaged, Page, page_at
 
 PAGE_BYTES = 2**29
 """Of one page without compression; a larger one is refused."""
@@ -56,6 +56,11 @@ class Chunk:
     """Where the next page begins, from `start`."""
     counted: int = 0
     """Rows of the pages met so far."""
+
+
+def chunk_of(part: ColumnPart, rows: int, defined: int) -> Chunk:
+    """A column chunk by the footer."""
+    return Chunk(part.start, part.start + part.packed, rows, part.codec, defined)
 
 
 @dataclass(frozen=True, slots=True)

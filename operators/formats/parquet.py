@@ -20,10 +20,10 @@ from operators.formats.columns import Columns, holds_images, image_table
 from operators.formats.listing import Listing
 from operators.formats.members import located
 from operators.formats.naming import TEXT_BYTES, missing_shards, one_ending
-from operators.formats.pages import CODECS, LARGE, MAX_RATIO, Chunk, Values, dictionary, page_of, values
+from operators.formats.pages import CODECS, LARGE, MAX_RATIO, Chunk, Values, chunk_of, dictionary, page_of, values
 from operators.formats.reading import Reader
 from operators.formats.tabular import Group, Rows, first_endings
-from operators.formats.thrift import MAGIC, ColumnPart, Page, RowGroup, footer, page_at
+from operators.formats.thrift import MAGIC, Page, RowGroup, footer, page_at
 from operators.sources import File, Source
 
 if TYPE_CHECKING:
@@ -171,11 +171,6 @@ def _check(
             chunk.start = page.start + page.packed
 
 
-def chunk_of(part: ColumnPart, rows: int, defined: int) -> Chunk:
-    """A column chunk by the footer."""
-    return Chunk(part.start, part.start + part.packed, rows, part.codec, defined)
-
-
 def _is_text(schema: pa.Schema, name: str) -> bool:
     at = schema.get_field_index(name)
     kind = schema.field(at).type if at >= 0 else pa.null()
@@ -239,6 +234,13 @@ class ParquetReader(Reader):
 
     def open(self, place: str, version: str | None = None) -> BufferedIOBase:
         """The image of the row; OSError if its bytes are not there, or its page cannot be decoded."""
+        return BytesIO(self._found(place, version))
+
+    def read(self, place: str, version: str | None, limit: int) -> bytes:
+        """The image of the row, at most `limit` + 1 bytes of it; OSError as `open` raises it."""
+        return bytes(self._found(place, version)[: limit + 1])
+
+    def _found(self, place: str, version: str | None) -> memoryview:
         prefix, _, last = place.rpartition(",")
         if self._near is None or self._near[0] != prefix or self._near[2].closed or not last[:-1].isdecimal():
             path, (leaf, group, _) = located(place, 3)
@@ -256,7 +258,7 @@ class ParquetReader(Reader):
         span = held.spans[row - self._first]
         if span is None:
             raise OSError("the row holds no bytes, at most the path of another file, and other files are not opened")
-        return BytesIO(held.data[span[0] : span[0] + span[1]])
+        return held.data[span[0] : span[0] + span[1]]
 
     def close(self) -> None:
         """Close all files."""

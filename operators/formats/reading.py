@@ -11,6 +11,9 @@ from operators.sources import Source
 OPEN_FILES = 8
 """Files that one reader keeps open."""
 
+AHEAD, GAP = 2**18, 4096
+"""Bytes read at once while records are asked for one after another, and those that may lie between two of them."""
+
 
 class Reader:
     """Opens the records of one set. Not for use by several threads at once; close it, or use it as a context manager.
@@ -21,6 +24,10 @@ class Reader:
     def __init__(self, source: Source) -> None:
         self.source = source
         self._held: OrderedDict[str, BufferedIOBase] = OrderedDict()
+        self._block: tuple[BufferedIOBase | None, int, bytes] = (None, 0, b"")
+        """What was read ahead: of which file, from where."""
+        self._after: tuple[BufferedIOBase | None, int] = (None, 0)
+        """Where the last record ended."""
 
     def open(self, place: str, version: str | None = None) -> BufferedIOBase:
         """One encoded image (or raw little-endian float32 vector) as a stream, so that callers bound what they take.
@@ -31,6 +38,39 @@ class Reader:
             If the record cannot be read; its text goes into the record's row.
         """
         raise NotImplementedError
+
+    def read(self, place: str, version: str | None, limit: int) -> bytes:
+        """All bytes that `open` gives, but at most `limit` + 1; OSError as `open` and its stream raise it.
+
+        Forms in which a record can be had in fewer steps than by a stream override it.
+        """
+        with self.open(place, version) as file:
+            return file.read(limit + 1)
+
+    def ahead(self, file: BufferedIOBase, at: int, size: int) -> bytes:
+        """`size` bytes of a held file from `at`; what follows is read too if the last record ended about there.
+
+        Raises
+        ------
+        OSError
+            If the file ends before.
+        """
+        of, start, block = self._block
+        inside = at - start
+        if of is file and inside >= 0 and inside + size <= len(block):
+            data = block[inside : inside + size]
+        else:
+            before, end = self._after
+            follows = before is file and 0 <= at - end <= GAP and size < AHEAD
+            file.seek(at)
+            block = file.read(AHEAD if follows else size)
+            data = block[:size]
+            if follows:
+                self._block = file, at, block
+            if len(data) < size:
+                raise OSError("the file ends inside this record: it is truncated")
+        self._after = file, at + size
+        return data
 
     def path(self, place: str) -> str:
         """The source's file that holds the record."""
@@ -53,6 +93,7 @@ class Reader:
 
     def close(self) -> None:
         """Close all files."""
+        self._block, self._after = (None, 0, b""), (None, 0)
         while self._held:
             self._held.popitem()[1].close()
 

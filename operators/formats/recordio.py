@@ -16,9 +16,10 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from operators.errors import FormatError
-from operators.formats.dmlc import Damaged, Parts, Record, next_record, record_at, words
+from operators.formats.dmlc import WORDS, Damaged, Parts, Record, image_in, next_record, record_at, words
 from operators.formats.indexes import Entries, Names, Offsets, label_of, lines, names, offsets
 from operators.formats.listing import Listing
+from operators.formats.members import WHOLE, located, located_near
 from operators.formats.reading import Reader, window
 from operators.sources import File, Source
 
@@ -47,6 +48,8 @@ class _Found:
     numbers: "array[int]" = field(default_factory=lambda: array("q"))
     starts: "array[int]" = field(default_factory=lambda: array("q"))
     sizes: "array[int]" = field(default_factory=lambda: array("q"))
+    spans: "array[int]" = field(default_factory=lambda: array("q"))
+    """Bytes of each record from its beginning; of several parts, of the first."""
     labels: "array[float]" = field(default_factory=lambda: array("d"))
     more: dict[int, tuple[float, ...]] = field(default_factory=dict)
     """All labels of records that have several, by their number, where attributes are asked for."""
@@ -94,6 +97,7 @@ def _keep(found: _Found, at: int, number: int, record: Record, several: bool) ->
     found.numbers.append(number)
     found.starts.append(at)
     found.sizes.append(record.size)
+    found.spans.append(WORDS.size + record.parts[0][1])
     found.labels.append(record.labels[0])
     if several:
         found.more[number] = record.labels
@@ -164,11 +168,14 @@ def _enter(entries: Entries, found: _Found, path: str, prefix: str, named: Names
     file = json.dumps(path)
     # DCFace writes the label 0 into every header and the identity into the path.
     constant = bool(named.paths) and len(set(found.labels)) <= 1
-    for number, start, size, label in zip(found.numbers, found.starts, found.sizes, found.labels, strict=True):
-        person = named.labels.get(number) or (None if constant else label_of(label))
+    people = {label: None if constant else label_of(label) for label in set(found.labels)}
+    columns = (found.numbers, found.starts, found.sizes, found.spans, found.labels)
+    for number, start, size, span, label in zip(*columns, strict=True):
+        person = named.labels.get(number) or people.get(label)
         name = named.paths.get(number) or f"{person}/{number if number >= 0 else f'at-{start}'}.jpg"
-        own = {f"label_{at}": f"{one:g}" for at, one in enumerate(found.more.get(number, ()))}
-        entries.add(prefix + name, size, place=f"[{file}, {start}]", label=person, attributes=own)
+        more = found.more.get(number) if found.more else None
+        own = {f"label_{at}": f"{one:g}" for at, one in enumerate(more)} if more else None
+        entries.add(prefix + name, size, place=f"[{file},{start},{span}]", label=person, attributes=own)
     for index, start, reason in found.faults:
         known = None if index is None else named.paths.get(index, f"{index}.jpg")
         remedy = "; get the file again" if "get the file" not in reason else ""
@@ -189,20 +196,36 @@ def _doubts(source: Source, path: str, found: _Found, declared: str | None) -> I
 
 
 class RecordReader(Reader):
-    """Opens image records."""
+    """Opens image records by `[file, offset, size of the first part with its two words]`."""
+
+    def __init__(self, source: Source) -> None:
+        super().__init__(source)
+        self._near: tuple[str, str] | None = None
+        self._end: tuple[BufferedIOBase | None, int] = (None, 0)
 
     def path(self, place: str) -> str:
         """The record file."""
-        return str(json.loads(place)[0])
+        return located(place, 2)[0]
 
     def open(self, place: str, version: str | None = None) -> BufferedIOBase:
         """The image of the record at `place`; OSError if there is none."""
-        path, at = json.loads(place)
+        path, (at, _) = located(place, 2)
         file = self.held(path, version)
-        record = record_at(file, at, file.seek(0, io.SEEK_END))
+        if self._end[0] is not file:
+            self._end = file, file.seek(0, io.SEEK_END)
+        record = record_at(file, at, self._end[1])
         start, length = record.parts[0]
         if len(record.parts) == 1:
             return window(file, start + length - record.size, record.size)
         stream = io.BufferedReader(Parts(file, record.parts))
         stream.read(sum(length for _, length in record.parts) + 4 * (len(record.parts) - 1) - record.size)
         return stream
+
+    def read(self, place: str, version: str | None, limit: int) -> bytes:
+        """The image of the record at `place`, at most `limit` + 1 bytes of it; OSError if there is none."""
+        path, (at, span), self._near = located_near(place, 2, self._near)
+        if span <= min(WHOLE, limit):
+            image = image_in(self.ahead(self.held(path, version), at, span))
+            if image is not None:
+                return image
+        return super().read(place, version, limit)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from operators.errors import FormatError
 from operators.formats.compressed import compression, unpacked
 from operators.formats.listing import EXTENSIONS, Listing
-from operators.formats.members import Gathered, kinds_beside, located, named, stored, tidy
+from operators.formats.members import Gathered, kinds_beside, located, located_near, named, stored, tidy
 from operators.formats.reading import Reader
 from operators.formats.tarheaders import Members
 from operators.sources import File, Source
@@ -153,6 +153,7 @@ class TarReader(Reader):
     def __init__(self, source: Source) -> None:
         super().__init__(source)
         self._contents: dict[str, tuple[BufferedIOBase, BufferedIOBase]] = {}
+        self._near: tuple[str, str] | None = None
 
     def path(self, place: str) -> str:
         """The archive."""
@@ -162,6 +163,11 @@ class TarReader(Reader):
         """The member's bytes; OSError, now or when reading, if the archive ends before or cannot be unpacked."""
         path, (at, size) = located(place, 2)
         return stored(self._content(path, version), at, size)
+
+    def read(self, place: str, version: str | None, limit: int) -> bytes:
+        """The member's bytes, at most `limit` + 1; OSError as `open` and its stream raise it."""
+        path, (at, size), self._near = located_near(place, 2, self._near)
+        return self.ahead(self._content(path, version), at, min(size, limit + 1))
 
     def _content(self, path: str, version: str | None) -> BufferedIOBase:
         raw = self.held(path, version)

@@ -1,29 +1,27 @@
-"""TFRecord framing and `tf.train.Example` messages, read in place: no message is held in memory as a whole.
+"""`tf.train.Example` messages, read in place: no message is held in memory as a whole.
 
-A record is its length (uint64), the masked CRC-32C of those 8 bytes, the data, and the masked CRC-32C of the data
-(TensorFlow's `record_writer.cc`); the mask turns a sum by 15 bits and adds a constant. An Example (`example.proto`,
+An Example (`example.proto`,
 `feature.proto`) is a map of names to lists of bytes, of floats or of integers. The wire format is parsed here because
 what matters is where in the file an image lies, which no protobuf library tells.
 """
 
-import io
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BufferedIOBase
 
-MASK = 0xA282EAD8
-FRAME, TAIL = struct.Struct("<QI"), struct.Struct("<I")
+from operators.formats.tfframes import Damaged
+
 MAX_FIELDS = 65536
 """Of one record, at all levels: a record of nothing but fields must not hold the reader up."""
 MAX_VALUES = 64
 """Values of one list that are looked at; longer ones are vectors."""
 BLOCK = 4096
 BYTES, FLOATS, INTEGERS = 1, 2, 3
-
-
-class Damaged(OSError):
-    """What a record's place in the file holds is no record."""
+HEAD = 256
+"""Bytes in which the names and lengths of a usual feature lie."""
+_INSIDE, _LISTS, _VALUE = b"\x12", b"\x0a\x12\x1a", b"\x0a"
+"""Tags of a map's value, of the three kinds of lists, and of a value or of packed numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,49 +35,12 @@ class Feature:
     """The first `MAX_VALUES` values of the other kinds."""
 
 
-def crc32c(data: bytes, before: int = 0) -> int:
-    """CRC-32C (Castagnoli, RFC 3720) of `data`, going on from the sum `before`; FormatError if its library lacks."""
-    from operators.errors import FormatError
-
-    try:
-        import google_crc32c
-    except ImportError as error:
-        raise FormatError(
-            "Reading TFRecord files needs the package google-crc32c: pip install 'unveil[formats]'."
-        ) from error
-    return int(google_crc32c.extend(before, data))
-
-
-def masked(crc: int) -> int:
-    """A sum as TFRecord files store it."""
-    return (((crc >> 15) | (crc << 17)) + MASK) & 0xFFFFFFFF
-
-
-def frame(file: BufferedIOBase, at: int, end: int) -> tuple[int, int]:
-    """Where the data of the record at byte `at` begin, and their length.
-
-    Raises
-    ------
-    Damaged
-        If no record begins there or the file, of `end` bytes, ends inside it.
-    """
-    file.seek(at)
-    head = file.read(FRAME.size)
-    if len(head) < FRAME.size:
-        raise Damaged("the file ends inside this record: it is truncated")
-    length, check = FRAME.unpack(head)
-    if masked(crc32c(head[:8])) != check:
-        raise Damaged(f"no record begins at byte {at:,}: the checksum of its length does not fit")
-    if at + FRAME.size + length + TAIL.size > end:
-        raise Damaged("the file ends inside this record: it is truncated")
-    return at + FRAME.size, length
-
-
 class Pieces:
-    """Bytes of a file by their offset, a block at a time."""
+    """Bytes of a file by their offset; the last two blocks are kept, as images lie between the numbers."""
 
     def __init__(self, file: BufferedIOBase) -> None:
         self._file, self._start, self._block = file, 0, b""
+        self._other = 0, b""
         self.left = MAX_FIELDS
         """Fields that may still be met."""
 
@@ -87,12 +48,22 @@ class Pieces:
         """`size` bytes from byte `at`, fewer at the file's end."""
         inside = at - self._start
         if inside < 0 or inside + size > len(self._block):
+            self._other, (self._start, self._block) = (self._start, self._block), self._other
+            inside = at - self._start
+        if inside < 0 or inside + size > len(self._block):
             self._file.seek(at)
             self._start, self._block, inside = at, self._file.read(max(size, BLOCK)), 0
         return self._block[inside : inside + size]
 
     def varint(self, at: int, end: int) -> tuple[int, int]:
         """A variable-length integer and where it ends; Damaged if it does not end before `end`."""
+        inside, block = at - self._start, self._block
+        if 0 <= inside < len(block) - 1 and at < end - 1:
+            low, high = block[inside], block[inside + 1]
+            if low < 0x80:
+                return low, at + 1
+            if high < 0x80:
+                return low & 0x7F | high << 7, at + 2
         value = shift = 0
         for step, byte in enumerate(self.take(at, min(10, end - at)), 1):
             value |= (byte & 0x7F) << shift
@@ -107,6 +78,18 @@ class Pieces:
             self.left -= 1
             if self.left < 0:
                 raise Damaged(f"the record has more than {MAX_FIELDS:,} fields")
+            inside, block = at - self._start, self._block
+            if 0 <= inside < len(block) - 2 and at < end - 2 and block[inside] & 0x87 == 2 and block[inside + 2] < 0x80:
+                tag, low = block[inside], block[inside + 1]  # nearly all: a byte of tag, one or two of length
+                if low < 0x80:
+                    size, at = low, at + 2
+                else:
+                    size, at = low & 0x7F | block[inside + 2] << 7, at + 3
+                if at + size > end:
+                    raise Damaged("the record is no valid Example: a field is longer than its message")
+                yield tag >> 3, 2, at, size
+                at += size
+                continue
             tag, at = self.varint(at, end)
             kind = tag & 7
             if kind == 2:
@@ -134,9 +117,49 @@ def features(pieces: Pieces, start: int, length: int) -> dict[str, Feature]:
             continue
         for inner, wire, begin, extent in pieces.fields(at, at + size):
             if (inner, wire) == (1, 2):
-                name, feature = _feature(pieces, begin, extent)
+                name, feature = _usual(pieces, begin, extent) or _feature(pieces, begin, extent)
                 found[name] = feature
     return found
+
+
+def _usual(pieces: Pieces, start: int, length: int) -> tuple[str, Feature] | None:
+    """What `_feature` finds in an entry as every library writes it, with one value; None for any other.
+
+    Key and Feature, the Feature's list and the list's one field each fill what they are in.
+    """
+    head = pieces.take(start, min(length, HEAD))
+    if len(head) < 2 or head[0] != 0x0A or head[1] > HEAD - 64:
+        return None
+    named = at = 2 + head[1]
+    if named + 24 > len(head) and length > len(head):
+        return None
+    for tags in (_INSIDE, _LISTS, _VALUE):
+        if at + 2 > len(head) or head[at] not in tags:
+            return None
+        tag = head[at]
+        size, at = _varint(head, at + 1)
+        if at + size != length:
+            return None
+        if tags is _LISTS:
+            which = tag >> 3
+    try:
+        name = head[2:named].decode()
+    except UnicodeDecodeError:
+        return None
+    if which == BYTES:
+        return name, Feature(BYTES, [(start + at, size)], [])
+    return (name, Feature(INTEGERS, [], [head[at]])) if which == INTEGERS and size == 1 and head[at] < 0x80 else None
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    """A variable-length integer of at most four bytes and where it ends; 2^32, which fits nowhere, for longer ones."""
+    value = shift = 0
+    for one in data[at : at + 4]:
+        value |= (one & 0x7F) << shift
+        at, shift = at + 1, shift + 7
+        if one < 0x80:
+            return value, at
+    return 2**32, at
 
 
 def _feature(pieces: Pieces, start: int, length: int) -> tuple[str, Feature]:
@@ -176,42 +199,3 @@ def _integers(pieces: Pieces, at: int, end: int) -> Iterator[int]:
             return
         value, at = pieces.varint(at, end)
         yield value - 2**64 if value >= 2**63 else value
-
-
-class Checked(io.RawIOBase):
-    """Bytes `start` to `start + size` of a record's data; at the end it is told whether all data fit their checksum."""
-
-    def __init__(self, file: BufferedIOBase, data: tuple[int, int], start: int, size: int) -> None:
-        self._file, self._at, self._left = file, start, size
-        self._end = data[0] + data[1]
-        self._sum = self._add(0, data[0], start)
-
-    def _add(self, before: int, start: int, end: int) -> int:
-        """The checksum going on over the bytes from `start` to `end`."""
-        self._file.seek(start)
-        while start < end:
-            block = self._file.read(min(end - start, 2**16))
-            if not block:
-                raise OSError("the file ends inside this record: it is truncated")
-            before, start = crc32c(block, before), start + len(block)
-        return before
-
-    def readable(self) -> bool:
-        """True."""
-        return True
-
-    def readinto(self, buffer: "bytearray | memoryview") -> int:  # type: ignore[override]
-        """Fill `buffer` with the next bytes; OSError where the file ends early or a checksum does not fit."""
-        self._file.seek(self._at)
-        data = self._file.read(min(len(buffer), self._left))
-        if not data and self._left:
-            raise OSError("the file ends inside this record: it is truncated")
-        buffer[: len(data)] = data
-        self._at, self._left = self._at + len(data), self._left - len(data)
-        self._sum = crc32c(data, self._sum)
-        if not self._left and data:
-            total = self._add(self._sum, self._at, self._end)
-            self._file.seek(self._end)
-            if self._file.read(TAIL.size) != TAIL.pack(masked(total)):
-                raise OSError("the record's checksum does not fit: the file is damaged; get it again")
-        return len(data)

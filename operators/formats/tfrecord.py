@@ -19,11 +19,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from operators.errors import FormatError
-from operators.formats.indexes import Entries, label_of, lines, relative
+from operators.formats.indexes import Entries, ShardIndex, label_of, shard_index
 from operators.formats.listing import Listing
+from operators.formats.members import WHOLE, located_near
 from operators.formats.rasters import MAX_BYTES, SIGNATURES, axes, netpbm, netpbm_size
 from operators.formats.reading import Reader
-from operators.formats.tfexample import TAIL, Checked, Damaged, Feature, Pieces, features, frame
+from operators.formats.tfexample import Feature, Pieces, features
+from operators.formats.tfframes import FRAME, TAIL, Checked, Damaged, frame, frame_of, image_in
 from operators.sources import File, Source
 
 if TYPE_CHECKING:
@@ -90,7 +92,7 @@ def listing(source: Source, options: "SetConfig") -> Listing:
     chosen = [file for file in chosen if not file.path.endswith((".index", ".txt", ".json", ".labels"))]
     if not chosen:
         raise FormatError(f"{source.uri}: no TFRecord file here. Correct the set's `uri`.")
-    index, read = _index(source, files)
+    index, read = shard_index(source, files)
     entries = Entries(options)
     found = _Found(options.column, entries.wants)
     for file in chosen:
@@ -106,23 +108,25 @@ def listing(source: Source, options: "SetConfig") -> Listing:
     return Listing(entries=entries.made, unlisted=dict(sorted(unlisted.items())), notes=_missing(chosen))
 
 
-def _scan(source: Source, file: File, found: _Found, index: "_Index") -> None:
+def _scan(source: Source, file: File, found: _Found, index: ShardIndex) -> None:
     """Append the records of one file; the rest of a file behind a damaged frame cannot be found."""
     stem = re.sub(r"\.tfrec(ord)?s?$", "", file.path)
     at = count = 0
     try:
         if file.error is not None:
             raise Damaged(file.error)
+        quoted = json.dumps(file.path)
         with source.open(file.path) as stream:
             if stream.read(2) == b"\x1f\x8b":
                 raise FormatError(f"{source.uri}: {file.path} is compressed. Decompress it first (gunzip).")
             pieces = Pieces(stream)
             while at < file.size:
-                start, length = frame(stream, at, file.size)
+                start, length = frame_of(pieces.take(at, FRAME.size), at, file.size)
                 known = index.get((file.path, at), (None, None))
                 number = f"{stem}-{count:08d}"
                 try:
-                    _keep(found, [file.path, at], pieces, features(pieces, start, length), (*known, number))
+                    where = quoted, at, FRAME.size + length + TAIL.size
+                    _keep(found, where, pieces, features(pieces, start, length), (*known, number))
                 except Damaged as fault:
                     found.faults.append((known[0] or number, str(fault)))
                 at, count = start + length + TAIL.size, count + 1
@@ -133,20 +137,23 @@ def _scan(source: Source, file: File, found: _Found, index: "_Index") -> None:
 
 def _keep(
     found: _Found,
-    place: list[object],
+    where: tuple[str, int, int],
     pieces: Pieces,
     example: Mapping[str, Feature],
     known: tuple[str | None, str | None, str],
 ) -> None:
-    """Append one record; `known` are its name and label by the index, and its number. Damaged if it has no image."""
+    """Append one record; Damaged if it has no image.
+
+    `where` are its file as JSON, its place and its length; `known` are its name and label by the index, and its number.
+    """
     if len(found.seen) < 100:
         found.seen.update(example)
     name, (start, size), shape = _image(pieces, example, found.column)
-    place += [start, size]
+    place = f"[{where[0]},{where[1]},{where[2]},{start},{size}"
+    place += "]" if shape is None else f",{json.dumps(shape)}]"
     if shape is not None:
-        place.append(shape)
         size = netpbm_size(shape, axes(shape) or "HW")
-    found.places.append(json.dumps(place))
+    found.places.append(place)
     found.sizes.append(size)
     label = known[1] or _first(pieces, example, LABELS)
     found.labels.append(found.shared.setdefault(label, label))
@@ -161,6 +168,11 @@ def _image(
     pieces: Pieces, example: Mapping[str, Feature], column: str | None
 ) -> tuple[str, tuple[int, int], list[int] | None]:
     """The feature that holds the image, where its bytes are, and its shape if they are pixels; Damaged if none does."""
+    for name in IMAGES[:1] if column is None else ():  # what TensorFlow's tools write needs no look at the others
+        if name in example and len(example[name].spans) == 1:
+            start, size = example[name].spans[0]
+            if pieces.take(start, 8).startswith(SIGNATURES):
+                return name, (start, size), None
     single = {name: one.spans[0] for name, one in example.items() if len(one.spans) == 1}
     if column is not None and column not in single:
         raise Damaged(f"its feature {column!r} is missing or does not hold one image")
@@ -212,34 +224,6 @@ def _text(pieces: Pieces, feature: Feature) -> str | None:
     return str(int.from_bytes(data, "little", signed=True)) if len(data) in (4, 8) else None
 
 
-_Index = Mapping[tuple[str, int], tuple[str | None, str | None]]
-"""Name and label of the record at an offset of a file."""
-
-
-def _index(source: Source, files: Sequence[File]) -> tuple[_Index, set[str]]:
-    """What TFace's `NAME.index` files say, and their paths.
-
-    Their lines are path, shard and offset, or set, shard, offset and label, separated by tabs; shards are called
-    `NAME-00000.tfrecord`. Other files of that name are left alone.
-    """
-    found: dict[tuple[str, int], tuple[str | None, str | None]] = {}
-    read = set()
-    for file in files:
-        if not file.path.endswith(".index") or file.error is not None:
-            continue
-        rows = [line.split("\t") for line in lines(source, file.path)]
-        width = len(rows[0]) if rows else 0
-        if width not in (3, 4) or not all(len(row) == width and (row[1] + row[2]).isdecimal() for row in rows):
-            continue
-        stem = file.path.removesuffix(".index")
-        named = relative([row[0] for row in rows]) if width == 3 else []
-        for at, row in enumerate(rows):
-            where = f"{stem}-{int(row[1][:18] or 0):05d}.tfrecord", int(row[2][:18] or 0)
-            found[where] = (None, row[3]) if width == 4 else (named[at], None)
-        read.add(file.path)
-    return found, read
-
-
 def _enter(entries: Entries, found: _Found) -> None:
     """Make the entries: by the records' own names if these are all there and differ, else by their numbers."""
     names = []
@@ -266,7 +250,11 @@ def _missing(files: Sequence[File]) -> list[str]:
 
 
 class TfRecordReader(Reader):
-    """Opens images of TFRecord files."""
+    """Opens images by `[file, record, its length, image, its size]`, and the shape if they are pixels."""
+
+    def __init__(self, source: Source) -> None:
+        super().__init__(source)
+        self._near: tuple[str, str] | None = None
 
     def path(self, place: str) -> str:
         """The TFRecord file."""
@@ -274,7 +262,7 @@ class TfRecordReader(Reader):
 
     def open(self, place: str, version: str | None = None) -> BufferedIOBase:
         """The image of the record at `place`; OSError if it is not there or damaged."""
-        path, at, start, size, *shape = json.loads(place)
+        path, at, _, start, size, *shape = json.loads(place)
         file = self.held(path, version)
         data = frame(file, at, file.seek(0, io.SEEK_END))
         if not data[0] <= start <= start + size <= data[0] + data[1]:
@@ -284,3 +272,14 @@ class TfRecordReader(Reader):
             return stream
         pixels = np.frombuffer(stream.read(), np.uint8).reshape(shape[0])
         return io.BytesIO(netpbm(pixels, axes(shape[0]) or "HW"))
+
+    def read(self, place: str, version: str | None, limit: int) -> bytes:
+        """The image of the record at `place`, at most `limit` + 1 bytes of it; OSError as `open` raises it."""
+        if place.endswith("]]"):
+            return super().read(place, version, limit)
+        path, (at, length, start, size), self._near = located_near(place, 4, self._near)
+        if length <= min(WHOLE, limit):
+            image = image_in(self.ahead(self.held(path, version), at, length), at, start, size)
+            if image is not None:
+                return image
+        return super().read(place, version, limit)

@@ -16,7 +16,7 @@ import numpy as np
 
 from operators.errors import FormatError
 from operators.formats.listing import Listing
-from operators.formats.members import WHOLE, Gathered, kinds_beside, located, named, tidy
+from operators.formats.members import WHOLE, Gathered, kinds_beside, located, located_near, named, tidy
 from operators.formats.reading import Reader, window
 from operators.formats.zipdir import Directory, ZipMember, directory, members
 from operators.sources import File, Source
@@ -141,6 +141,10 @@ def _overlapping(starts: "array[int]", ends: "array[int]") -> "list[int]":
 class ZipReader(Reader):
     """Opens members by `[archive, place, packed size, size, method, CRC-32]`."""
 
+    def __init__(self, source: Source) -> None:
+        super().__init__(source)
+        self._near: tuple[str, str] | None = None
+
     def path(self, place: str) -> str:
         """The archive."""
         return located(place, 5)[0]
@@ -149,6 +153,23 @@ class ZipReader(Reader):
         """The member's bytes; OSError, now or when reading, unless they are those that the directory describes."""
         path, (at, packed, size, method, crc) = located(place, 5)
         file = self.held(path, version)
+        skipped = self._skipped(file, at, method)
+        if max(packed, size) > WHOLE:
+            return BufferedReader(_Unpacked(window(file, at + LOCAL.size + skipped, packed), size, method, crc), PIECE)
+        data = file.read(skipped + packed)[skipped:]
+        return BytesIO(_whole(data, packed, size, method, crc))
+
+    def read(self, place: str, version: str | None, limit: int) -> bytes:
+        """The member's bytes, at most `limit` + 1; OSError as `open` and its stream raise it."""
+        path, (at, packed, size, method, crc), self._near = located_near(place, 5, self._near)
+        if max(packed, size) > min(WHOLE, limit):
+            return super().read(place, version, limit)
+        file = self.held(path, version)
+        skipped = self._skipped(file, at, method)
+        return _whole(file.read(skipped + packed)[skipped:], packed, size, method, crc)
+
+    def _skipped(self, file: BufferedIOBase, at: int, method: int) -> int:
+        """Bytes between the header of the member at `at`, which is read, and its data; OSError if there is none."""
         file.seek(at)
         head = file.read(LOCAL.size)
         if len(head) < LOCAL.size or not head.startswith(b"PK\3\4"):
@@ -156,11 +177,7 @@ class ZipReader(Reader):
         fields = LOCAL.unpack(head)
         if fields[3] != method or fields[2] & ENCRYPTED:
             raise OSError("the member and the directory disagree; the archive is damaged")
-        skipped = fields[9] + fields[10]
-        if max(packed, size) > WHOLE:
-            return BufferedReader(_Unpacked(window(file, at + LOCAL.size + skipped, packed), size, method, crc), PIECE)
-        data = file.read(skipped + packed)[skipped:]
-        return BytesIO(_whole(data, packed, size, method, crc))
+        return int(fields[9] + fields[10])
 
 
 def _whole(data: bytes, packed: int, size: int, method: int, crc: int) -> bytes:

@@ -24,6 +24,11 @@ import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from tests.operators.formats.conftest import damaged, stands
 
@@ -177,7 +182,6 @@ def lmdb_databases() -> Seeds:
 def hdf5_files() -> Seeds:
     """A packed stack with labels and names, encoded images of variable length, and a group for each identity."""
     import h5py
-    import numpy as np
 
     from operators.formats import hdf5
 
@@ -198,6 +202,70 @@ def hdf5_files() -> Seeds:
     return [{"a.h5": stacks.getvalue()}, {"b.h5": groups.getvalue()}]
 
 
+def image_table() -> pa.Table:
+    """A Hugging Face image dataset of six rows."""
+    rows = [{"bytes": b"\xff\xd8\xff" + NOISE[:400] + bytes([at]), "path": f"é{at}.jpg"} for at in range(6)]
+    columns = {
+        "image": pa.array(rows, pa.struct({"bytes": pa.binary(), "path": pa.string()})),
+        "label": [at % 3 for at in range(6)],
+        "group": ["a", "b"] * 3,
+        "age": [1.5] * 6,
+    }
+    features = {"image": {"_type": "Image"}, "label": {"names": ["a", "b", "c"], "_type": "ClassLabel"}}
+    return pa.table(columns).replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+
+
+def parquet_file(table: pa.Table, **options: Any) -> bytes:
+    file = io.BytesIO()
+    pq.write_table(table, file, **options)
+    return file.getvalue()
+
+
+def arrow_file(new: Callable[..., Any], table: pa.Table, codec: str | None = None) -> bytes:
+    file = io.BytesIO()
+    with new(file, table.schema, options=pa.ipc.IpcWriteOptions(compression=codec)) as writer:
+        writer.write_table(table, 3)
+    return file.getvalue()
+
+
+def parquet_files() -> Seeds:
+    """Each compression, both versions of pages, with and without dictionaries."""
+    several: list[dict[str, Any]] = [
+        {},
+        {"compression": "zstd", "data_page_version": "2.0", "row_group_size": 3},
+        {"use_dictionary": False, "compression": "none"},
+        *({"compression": name} for name in ("gzip", "lz4", "brotli")),
+    ]
+    return [{"x.parquet": parquet_file(image_table(), **options)} for options in several]
+
+
+def arrow_files() -> Seeds:
+    """Files and streams, plain and compressed."""
+    kinds = [(pa.ipc.new_stream, None), (pa.ipc.new_file, None), (pa.ipc.new_file, "zstd"), (pa.ipc.new_stream, "lz4")]
+    return [{"x.arrow": arrow_file(new, image_table(), codec)} for new, codec in kinds]
+
+
+def vector_files() -> Seeds:
+    """Ready embeddings in each kind of file."""
+    made_ND = np.random.default_rng(0).standard_normal((6, 32)).astype("f4")
+    plain, stored, packed = io.BytesIO(), io.BytesIO(), io.BytesIO()
+    np.save(plain, made_ND)
+    np.savez(stored, emb=made_ND, paths=np.array(list("abcdef")))
+    np.savez_compressed(packed, emb=made_ND, paths=np.array(list("abcdef")))
+    table = pa.table({"path": list("abcdef"), "embedding": list(made_ND)})
+    fixed = pa.FixedSizeListArray.from_arrays(pa.array(made_ND.ravel()), 32)
+    lines = [{"identity": "a", "image_name": f"{at}.jpg", "embedding": one.tolist()} for at, one in enumerate(made_ND)]
+    return [
+        {"e.npy": plain.getvalue()},
+        {"e.npz": stored.getvalue()},
+        {"e.npz": packed.getvalue()},
+        {"e.parquet": parquet_file(table, row_group_size=3)},
+        {"e.arrow": arrow_file(pa.ipc.new_stream, table)},
+        {"e.arrow": arrow_file(pa.ipc.new_file, table.set_column(1, "embedding", fixed), "lz4")},
+        {"e.json": b"".join(json.dumps(one).encode() + b"\n" for one in lines)},
+    ]
+
+
 SEEDS: dict[str, Callable[[], Seeds]] = {
     "recordio": record_sets,
     "tfrecord": tf_records,
@@ -206,10 +274,15 @@ SEEDS: dict[str, Callable[[], Seeds]] = {
     "zip": zip_archives,
     "tar": tar_archives,
     "webdataset": webdataset_shards,
+    "parquet": parquet_files,
+    "arrow": arrow_files,
+    "vectors": vector_files,
 }
 
 OPTIONS: dict[str, dict[str, object]] = {
     "webdataset": {"attributes": ["age", "more.group"]},
+    "parquet": {"attributes": ["group", "age"]},
+    "arrow": {"attributes": ["group", "age"]},
 }
 """Options of the set (`SetConfig`) for forms that need some to do all their work."""
 

@@ -1,4 +1,4 @@
-"""The statistics of an audit at full size: PYTHONPATH=. python tests/benchmarks/person_statistics.py (QUICK=1: a tenth).
+"""The statistics of an audit at full size: `make bench-stats` (QUICK=1: a tenth).
 
 1,000,000 members and 500,000 controls with two images each: units from labels and close pairs, cap of images, best
 cosine per person, statistic, gate, p-values, list, q-values, excess test, AUC. Peers on the same scores: scipy's

@@ -97,7 +97,14 @@ def unit_table() -> Callable[..., pa.Table]:
         for key, change in (changes or {}).items():
             members[key] = members.get(key, {}) | change
         rows = [{"key": key} | members[key] for key in sorted(members)]
-        unit = {"set": "release", "uri": str(folder), "format": "folder", "anonymous": False, "unit": "0f" * 16, "first_row": 0}
+        unit = {
+            "set": "release",
+            "uri": str(folder),
+            "format": "folder",
+            "anonymous": False,
+            "unit": "0f" * 16,
+            "first_row": 0,
+        }
         return UNITS.from_rows([unit | {"members": rows}])
 
     return table

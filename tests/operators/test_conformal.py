@@ -3,8 +3,7 @@ import pytest
 from scipy.stats import false_discovery_control
 
 from operators import conformal
-from operators.errors import ScoreError
-from operators.errors import AuditError
+from operators.errors import AuditError, ScoreError
 
 
 def scores(seed: int, members: int = 40, controls: int = 25, levels: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -66,7 +66,9 @@ def pixels(path: Path) -> np.ndarray:
 def test_the_full_corpus_has_the_promised_size() -> None:
     plan = make_plan()
     counts = {name: len(pictures) for name, pictures in plan.pictures.items()}
-    assert counts == pytest.approx({"training": 1100, "control": 1100, "anchor": 600, "placebo": 600, "release": 1300}, rel=0.05)
+    assert counts == pytest.approx(
+        {"training": 1100, "control": 1100, "anchor": 600, "placebo": 600, "release": 1300}, rel=0.05
+    )
     assert Counter(p.leak for p in plan.planted) == dict.fromkeys(leaks.LEAKS, 22)
     sources = [p.source.identity for p in plan.planted]
     assert len(set(sources)) == len(sources)

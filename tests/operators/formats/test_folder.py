@@ -191,7 +191,8 @@ def test_a_broken_link_is_an_entry_with_an_error_and_leaves_the_others_alone(ins
 
 def test_a_file_behind_a_closed_door_is_an_entry_with_an_error(inside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a link into a folder of someone else does to anyone but root."""
-    put(inside, "ann/closed.jpg")
+    put(inside, "ann/closed")
+    (inside / "ann/closed.jpg").symlink_to("closed")
     real = os.stat
 
     def closed(path: object, **options: object) -> os.stat_result:
