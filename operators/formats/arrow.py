@@ -35,6 +35,9 @@ BESIDE_BYTES = 2**28
 CONTENT_BYTES = 2**29
 """Of one compressed buffer of images."""
 
+USUAL = 2**16
+"""Rows of a batch whose offsets are kept as Python's integers."""
+
 KEPT = 16
 """Batches whose offsets a reader keeps."""
 
@@ -238,12 +241,20 @@ class _Held:
         self._there = [bits for bits in there if len(bits)]
         raw = whole(file, batch, spot.buffer + 1, BESIDE_BYTES)
         self._offsets = np.frombuffer(raw[: len(raw) // self._type.itemsize * self._type.itemsize], self._type)
+        self._usual: list[int] = []
+        """The offsets once more where all rows are there, none has an impossible length, and they are not many."""
+        if not self._there and batch.rows < len(self._offsets) <= USUAL:
+            some = self._offsets[: batch.rows + 1]
+            self._usual = some.tolist() if some[0] >= 0 and bool((some[1:] >= some[:-1]).all()) else []
 
     def _bits(self, file: BufferedIOBase, number: int) -> memoryview:
         return whole(file, self.batch, number, BESIDE_BYTES)
 
     def span(self, file: BufferedIOBase, row: int) -> tuple[int, int] | None:
         """Where the image is in its buffer; None if there is none; Damaged if that cannot be."""
+        if self._usual:
+            start = self._usual[row]
+            return start, self._usual[row + 1] - start
         for bits in self._there:
             if row // 8 >= len(bits) or not bits[row // 8] >> row % 8 & 1:
                 return None

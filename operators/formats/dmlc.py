@@ -93,6 +93,17 @@ def image_in(data: bytes) -> bytes | None:
     return data[ONE.size + 4 * flag :]
 
 
+def plain_at(file: BufferedIOBase, at: int, end: int) -> tuple[int, float] | None:
+    """Length, words included, and label of a record at `at` in one part with one label, as nearly all are; or None."""
+    file.seek(at)
+    data = file.read(ONE.size)
+    if len(data) < ONE.size:
+        return None
+    magic, word, flag, label, _, _ = ONE.unpack(data)
+    plain = magic == MAGIC and flag == 0 and HEADER.size <= word < 2**29 and at + WORDS.size + word <= end
+    return (WORDS.size + word, label) if plain else None
+
+
 def words(file: BufferedIOBase, at: int, end: int) -> tuple[int, int]:
     """Flag and length of the part that begins at byte `at`; Damaged if there is none."""
     file.seek(at)

@@ -114,7 +114,7 @@ def offsets(source: Source, path: str) -> Offsets:
     pairs = array("q")
     for number, line in enumerate(lines(source, path), 1):
         fields = line.split()
-        if len(fields) != 2 or not "".join(fields).isdecimal() or max(map(len, fields)) > 18:
+        if len(fields) != 2 or not (fields[0] + fields[1]).isdecimal() or len(fields[0]) > 18 or len(fields[1]) > 18:
             raise FormatError(
                 f"{source.uri}: line {number:,} of {path} is not a number and an offset: the index is damaged or cut "
                 f"short. Get it again, or remove it: the records can be read without it."

@@ -264,12 +264,9 @@ def located_near(place: str, count: int, near: tuple[str, str] | None) -> tuple[
     Neighbours lie in the same file, whose name need not be parsed again.
     """
     if near is not None and place.startswith(near[0]) and place.endswith("]"):
-        try:
-            numbers = tuple(map(int, place[len(near[0]) : -1].split(",")))
-        except ValueError:
-            numbers = ()
-        if len(numbers) == count and min(numbers) >= 0:
-            return near[1], numbers, near
+        parts = place[len(near[0]) : -1].split(",")
+        if len(parts) == count and "".join(parts).isdecimal() and "" not in parts:
+            return near[1], tuple(map(int, parts)), near
     path, numbers = located(place, count)
     return path, numbers, (f"[{json.dumps(path)},", path)
 

@@ -16,7 +16,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from operators.errors import FormatError
-from operators.formats.dmlc import WORDS, Damaged, Parts, Record, image_in, next_record, record_at, words
+from operators.formats.dmlc import ONE, WORDS, Damaged, Parts, Record, image_in, next_record, plain_at, record_at, words
 from operators.formats.indexes import Entries, Names, Offsets, label_of, lines, names, offsets
 from operators.formats.listing import Listing
 from operators.formats.members import WHOLE, located, located_near
@@ -72,6 +72,14 @@ def _scan(file: BufferedIOBase, end: int, index: Offsets, several: bool) -> _Fou
         here = known < len(index.starts) and index.starts[known] == at
         number = index.indices[known] if here else (count if not index.starts else None)
         known, count = known + here, count + 1
+        if not several and (one := plain_at(file, at, end)) is not None:
+            found.numbers.append(-1 - count if number is None else number)
+            found.starts.append(at)
+            found.sizes.append(one[0] - ONE.size)
+            found.spans.append(one[0])
+            found.labels.append(one[1])
+            at += one[0] + -one[0] % 4
+            continue
         try:
             record = record_at(file, at, end)
         except Damaged as fault:

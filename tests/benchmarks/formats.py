@@ -1,12 +1,13 @@
 """The readers of all forms against the usual library for each: `make bench-formats` (QUICK=1: under a minute).
 
 One set of images is written in every form. Ours: listing the set (recognising the form, checking and labelling every
-name) and reading every record's bytes through the form's reader, as `scan` does. Peers, in the same run, on the same files, in one thread each: a loop over zipfile, tarfile,
-webdataset, pyarrow, lmdb, h5py; for RecordIO a loop of one seek and read per record by the `.idx` file, as MXNet's
-Python reader does it; for TFRecord a loop over frames and features in Python, as the light readers do it. Both sides
-take each record's bytes and their length, and in a second pass also their SHA-256, as every scan does. In a third pass
-our side reads a set that was listed before, as embedding does. The peers verify no names, labels, checksums (zipfile
-does) or limits; those of Arrow and LMDB take slices of a file that is mapped into memory.
+name) and reading every record's bytes through the form's reader, as `scan` does. Peers, in the same run, on the same
+files, in one thread each: a loop over zipfile, tarfile, webdataset, pyarrow, lmdb, h5py; for RecordIO a loop of one
+seek and read per record by the `.idx` file, as MXNet's Python reader does it; for TFRecord a loop over frames and
+features in Python, as the light readers do it. Both sides take each record's bytes and their length, and in a second
+pass also their SHA-256, as every scan does. In a third pass our side reads a set that was listed before, as embedding
+does. The peers verify no names, labels, checksums (but zipfile's) or limits; those of Arrow and LMDB take slices of a
+file that is mapped into memory.
 
 Then listings of 1,000,000 records: seconds and peak memory of a fresh process. Forms can be named as arguments; LIST=0
 leaves the listings out, READ=0 the reading. The last line is JSON.

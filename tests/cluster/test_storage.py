@@ -179,7 +179,7 @@ def test_a_part_in_object_storage_is_the_part_in_a_folder(bucket: Any, tmp_path:
     made = commit(store, images=3)
     assert made == commit(Store(tmp_path), images=3) == store.find("part")
     assert store.read("part").equals(TABLE) and store.read("part", ["key"]).column_names == ["key"]
-    keys = bucket.keys()
+    keys = bucket.names()
     assert keys == [
         "audits/store/embeddings/part-" + made.sha256[:16] + ".parquet",
         "audits/store/embeddings/part.commit.json",
@@ -198,7 +198,7 @@ def test_a_commit_is_two_requests_that_leave_access_lists_alone(bucket: Any) -> 
     commit(store)
     assert bucket.proxy.counts() == {"PUT": 2}
     assert not any("acl" in name or "grant" in name for headers in bucket.proxy.headers for name in headers)
-    for key in list(bucket.keys()):
+    for key in list(bucket.names()):
         grants = bucket.client.get_object_acl(Bucket=tools.BUCKET, Key=key)["Grants"]
         assert {grant["Grantee"]["Type"] for grant in grants} == {"CanonicalUser"}
 
@@ -268,7 +268,7 @@ def test_two_writers_of_a_part_are_harmless(bucket: Any) -> None:
 def test_damaged_objects_are_refused(bucket: Any, damage: str) -> None:
     store = Store(ADDRESS)
     commit(store)
-    data, marker = bucket.keys()
+    data, marker = bucket.names()
     held = body(bucket, data)
     if damage == "marker":
         bucket.put(marker, b"{")

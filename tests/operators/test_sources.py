@@ -109,3 +109,63 @@ def test_addresses_are_told_from_paths(tmp_path: Path, monkeypatch: pytest.Monke
 )
 def test_whether_one_place_lies_in_another(inner: str, outer: str, expected: bool) -> None:
     assert within(inner, outer) is expected
+
+
+def test_a_folder_that_is_replaced_by_a_link_while_it_is_read_leads_nowhere(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "1.jpg").write_bytes(b"secret")
+    source = LocalSource(str(folder))
+    assert source.read("a/1.jpg", 9) == b"x"
+    (folder / "a").rename(folder / "old")
+    (folder / "a").symlink_to(tmp_path / "elsewhere")
+    assert source.read("a/1.jpg", 9) == b"x"  # the folder that was entered
+    assert source.read("t-1.tar", 9) == b"11"
+    with pytest.raises(OSError, match="not a regular file inside the set's folder"):
+        source.read("a/1.jpg", 9)
+
+
+def test_a_file_that_is_replaced_by_a_link_or_a_pipe_is_not_read(folder: Path) -> None:
+    source = LocalSource(str(folder))
+    assert source.read("a/1.jpg", 9) == b"x"
+    (folder / "a/1.jpg").unlink()
+    (folder / "a/1.jpg").symlink_to(folder.parent / "secret.txt")
+    for call in (lambda: source.read("a/1.jpg", 9), lambda: source.open("a/1.jpg")):
+        with pytest.raises(OSError, match="not a regular file inside the set's folder"):
+            call()
+    (folder / "a/1.jpg").unlink()
+    os.mkfifo(folder / "a/1.jpg")
+    with pytest.raises(OSError, match="not a regular file"):
+        source.read("a/1.jpg", 9)
+
+
+@pytest.mark.parametrize(("limit", "found"), [(0, b"y"), (1, b"yy"), (2, b"yy"), (3, b"yy")])
+def test_a_file_is_read_to_one_byte_more_than_the_limit(folder: Path, limit: int, found: bytes) -> None:
+    assert LocalSource(str(folder)).read("a/b/2.jpg", limit) == found
+
+
+def test_a_file_that_grew_after_its_size_was_taken_is_read_to_its_end(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.read
+
+    def short(file: int, size: int) -> bytes:
+        return real(file, 1)
+
+    monkeypatch.setattr(os, "read", short)  # what a network's file system may do
+    assert LocalSource(str(folder)).read("a/b/2.jpg", 9) == b"yy"
+
+
+def test_what_was_listed_is_given_once_more_and_not_a_third_time(folder: Path) -> None:
+    source = LocalSource(str(folder))
+    source.remember(list(source.files()))
+    (folder / "new.jpg").write_bytes(b"z")
+    assert len(list(source.files())) == 4
+    assert len(list(source.files())) == 5
+
+
+def test_a_source_opens_the_same_files_in_another_process(folder: Path) -> None:
+    import pickle
+
+    source = LocalSource(str(folder))
+    source.read("a/1.jpg", 9)
+    assert data(pickle.loads(pickle.dumps(source)), "a/1.jpg") == b"x"

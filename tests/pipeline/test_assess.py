@@ -59,7 +59,7 @@ def _commit(run: Run, role: str, stored: np.ndarray, labels: bool) -> None:
     )
     members = [{"key": k, "identity": i, "bytes": 1, "digest": "d"} for k, i in zip(keys, identities, strict=True)]
     row = {"set": role, "uri": "-", "format": "folder", "unit": role, "first_row": 0, "members": members}
-    listed = {"images": count, "identities": PERSONS * labels, "unlisted": {}}
+    listed = {"images": count, "identities": PERSONS * labels, "unlisted": {}, "form": "folder", "notes": []}
     units = UNITS.from_rows([row])
     run.save("scan", role, UNITS, units, key="test", **listed)
     run.save("embed", role, REJECTS, REJECTS.from_rows([]), key=closing_key(run, units), status={"ok": count})

@@ -22,7 +22,11 @@ def scanned(config: AuditConfig) -> dict[str, list[str]]:
         return {role: run.table("scan", role, UNITS)["unit"].to_pylist() for role in config.sets.given()}
 
 
-def test_every_image_is_listed_once_with_its_digest_in_key_order(configured: Configured) -> None:
+@pytest.mark.parametrize("whole", [2**24, 1000], ids=["in one piece", "streamed"])
+def test_every_image_is_listed_once_with_its_digest_in_key_order(
+    configured: Configured, monkeypatch: pytest.MonkeyPatch, whole: int
+) -> None:
+    monkeypatch.setattr("pipeline.scan.WHOLE", whole)
     config = configured()
     scanned(config)
     with Run(config) as run:

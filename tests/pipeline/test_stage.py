@@ -27,7 +27,7 @@ def test_a_table_of_another_contract_is_refused(configured: Configured) -> None:
     with Run(configured()) as run:
         run.save("scan", "training", REJECTS, REJECTS.from_rows([]), key="k")
         with pytest.raises(
-            IncompleteTable, match=r"scan/training follows rejects/1, needed is units/1\. Run scan again"
+            IncompleteTable, match=r"scan/training follows rejects/1, needed is units/2\. Run scan again"
         ):
             run.table("scan", "training", UNITS)
 
