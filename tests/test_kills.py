@@ -127,6 +127,7 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Audit:
         "sets": {role: {"uri": str(folder / "sets" / role)} for role in SIZES},
         "store": str(folder / "store"),
         "embedder": {"width": WIDTH},
+        "assess": {"controlled": False},  # one search, whose tiles are counted
         "search": {"floor": 0.4, "k": 9, "columns": 2, "engine": "faiss", "shard_images": UNIT, "block_images": UNIT},
         "ray": {"cpus": 2, "object_store_mb": 256},
     }
