@@ -128,7 +128,15 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Audit:
         "store": str(folder / "store"),
         "embedder": {"width": WIDTH},
         "assess": {"controlled": False},  # one search, whose tiles are counted
-        "search": {"floor": 0.4, "k": 9, "columns": 2, "engine": "faiss", "shard_images": UNIT, "block_images": UNIT},
+        "search": {
+            "floor": 0.4,
+            "k": 9,
+            "columns": 2,
+            "engine": "faiss",
+            "shard_images": UNIT,
+            "block_images": UNIT,
+            "certify": {"tiles": 80},
+        },
         "ray": {"cpus": 2, "object_store_mb": 256},
     }
     (folder / "audit.yaml").write_text(yaml.safe_dump(values))
@@ -251,7 +259,6 @@ class Killer:
             self.pause()
             while True:
                 (pid, *_) = self.wait(lambda title=title: ray_workers(os.getpid(), title))
-                self.pause()
                 if about(pid, "cmdline").startswith(title.encode()):
                     break
             self.kill(pid)
