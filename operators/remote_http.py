@@ -9,7 +9,6 @@ import http.client
 import re
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from email.message import Message
 from typing import IO
 from urllib.error import HTTPError, URLError
@@ -18,7 +17,7 @@ from urllib.request import HTTPRedirectHandler, OpenerDirector, Request, build_o
 
 from operators.errors import FormatError
 from operators.remote_faults import TRY_AGAIN, Gone, Passing, changed, persistently, shown
-from operators.remote_objects import ASKING, Found
+from operators.remote_objects import Found, size_of, sizes
 
 TIMEOUT_S = 20.0
 """Longest silence of the other side."""
@@ -39,15 +38,11 @@ class Server:
 
     def sizes(self, keys: Sequence[str]) -> Iterator[tuple[str, int | None]]:
         """Each path with the size of its file, None where there is no such file; one request each."""
-        with ThreadPoolExecutor(ASKING) as pool:
-            yield from zip(keys, pool.map(self.size, keys), strict=True)
+        return sizes(self.size, keys)
 
     def size(self, key: str) -> int | None:
         """Size of a file, or None if the server has none at this path."""
-        try:
-            return self.open(key).size
-        except Gone:
-            return None
+        return size_of(self.open, key)
 
     def open(self, key: str) -> "Page":
         """The file as it is now; Gone if there is none, FormatError if the server refuses or knows no ranges."""

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 
 from operators.remote_faults import Gone, Passing, changed, persistently, understood
-from operators.remote_streams import WHOLE_BYTES
+from operators.remote_streams import WHOLE_BYTES, Remote
 
 TIMEOUT_S = 20.0
 """Longest silence of the other side."""
@@ -31,6 +31,20 @@ Result = TypeVar("Result")
 
 Found = tuple[str, int]
 """Key and size of an object."""
+
+
+def sizes(ask: Callable[[str], int | None], keys: Sequence[str]) -> Iterator[tuple[str, int | None]]:
+    """Each key with what `ask` says of it, `ASKING` requests at once."""
+    with ThreadPoolExecutor(ASKING) as pool:
+        yield from zip(keys, pool.map(ask, keys), strict=True)
+
+
+def size_of(opened: Callable[[str], Remote], key: str) -> int | None:
+    """Size of what `opened` opens, or None where there is nothing of this key."""
+    try:
+        return opened(key).size
+    except Gone:
+        return None
 
 
 class Bucket:
@@ -51,15 +65,11 @@ class Bucket:
 
     def sizes(self, keys: Sequence[str]) -> Iterator[tuple[str, int | None]]:
         """Each key with the size of its object, None where there is no such object; one request each."""
-        with ThreadPoolExecutor(ASKING) as pool:
-            yield from zip(keys, pool.map(self.size, keys), strict=True)
+        return sizes(self.size, keys)
 
     def size(self, key: str) -> int | None:
         """Size of an object, or None if there is none of this key."""
-        try:
-            return self.open(key).size
-        except Gone:
-            return None
+        return size_of(self.open, key)
 
     def open(self, key: str) -> "Object":
         """The object as it is now.

@@ -2,6 +2,7 @@
 
 import hashlib
 import shutil
+import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -368,3 +369,19 @@ def committed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[...
             return run
 
         yield build
+
+
+@pytest.fixture
+def closed_connections(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Close every SQLite connection that a test opens."""
+    made: list[sqlite3.Connection] = []
+    connect = sqlite3.connect
+
+    def kept(*places: Any, **options: Any) -> sqlite3.Connection:
+        made.append(connect(*places, **options))
+        return made[-1]
+
+    monkeypatch.setattr(sqlite3, "connect", kept)
+    yield
+    for one in made:
+        one.close()

@@ -9,7 +9,6 @@ import re
 import shutil
 import signal
 import socket
-import sqlite3
 import subprocess
 import sys
 import threading
@@ -29,6 +28,8 @@ from operators.reviewing import Label, framed
 from pipeline.review_app import ReviewPage, application, bound, serve
 from pipeline.review_guard import Door
 from pipeline.review_store import Item, ReviewStore
+
+pytestmark = pytest.mark.usefixtures("closed_connections")
 
 PORT = 8080
 HOST = f"127.0.0.1:{PORT}"
@@ -120,22 +121,6 @@ class Browser:
 
     def label(self, item: str, label: str | None, note: str = "") -> Answer:
         return self("POST", "/decide", {"item": item, "label": label, "note": note})
-
-
-@pytest.fixture(autouse=True)
-def closed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Close every file that a test opens."""
-    made: list[sqlite3.Connection] = []
-    connect = sqlite3.connect
-
-    def kept(*places: Any, **options: Any) -> sqlite3.Connection:
-        made.append(connect(*places, **options))
-        return made[-1]
-
-    monkeypatch.setattr(sqlite3, "connect", kept)
-    yield
-    for one in made:
-        one.close()
 
 
 @pytest.fixture

@@ -3,9 +3,7 @@
 import sqlite3
 import stat
 import threading
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -13,25 +11,11 @@ from cluster.faults import StorageError
 from operators.reviewing import Label
 from pipeline.review_store import Item, Refused, ReviewStore
 
+pytestmark = pytest.mark.usefixtures("closed_connections")
+
 ITEMS = [Item(f"{at:032x}", ("training", "control")[at % 2], at, f"r{at}", f"k{at}", at / 8) for at in range(4)]
 IDS = [one.item for one in ITEMS]
 FACTS = {"reviewers": 2, "people": "abc", "seed": 7}
-
-
-@pytest.fixture(autouse=True)
-def closed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Close every file that a test opens."""
-    made: list[sqlite3.Connection] = []
-    connect = sqlite3.connect
-
-    def kept(*places: Any, **options: Any) -> sqlite3.Connection:
-        made.append(connect(*places, **options))
-        return made[-1]
-
-    monkeypatch.setattr(sqlite3, "connect", kept)
-    yield
-    for one in made:
-        one.close()
 
 
 @pytest.fixture
