@@ -1,6 +1,7 @@
 """Ready embeddings: a set that comes as vectors is checked and normalised, and no image of it is ever seen."""
 
 import hashlib
+import re
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ from operators.formats import reader
 from operators.formats.reading import Reader
 from operators.records import embedded_unit, embeddings, nest, unnest
 from operators.tables import UNITS
+
+DIGITS = re.compile(r"([0-9]+)")
 
 DEVICE = "given"
 """What stands where other units say what the embedder ran on."""
@@ -33,12 +36,13 @@ def embedded(unit: pa.Table, width: int) -> pa.Table:
     members = unnest(UNITS.check(unit), "members").to_pylist()
     row = unit.drop_columns(["members"]).to_pylist()[0]
     raw_ND = np.zeros((len(members), width), np.float32)
-    rows = []
+    rows: list[dict[str, Any]] = [{}] * len(members)
     with reader(row["format"], row["uri"], row["anonymous"]) as opened:
-        for at, member in enumerate(members):
+        for at in sorted(range(len(members)), key=lambda at: _as_it_lies(members[at])):
+            member = members[at]
             status, error = _take(opened, member, raw_ND[at])
             kept = {name: member[name] for name in ("key", "identity", "digest")}
-            rows.append(kept | {"status": status, "error": error})
+            rows[at] = kept | {"status": status, "error": error}
     contract = embeddings(width)
     images = contract.from_rows(rows)
     made_ND, norms_N, usable_N = vectors.normalise(raw_ND)
@@ -55,6 +59,13 @@ def embedded(unit: pa.Table, width: int) -> pa.Table:
     arrays = [columns[f.name] if f.name in columns else images[f.name] for f in contract.schema]
     table = contract.check(pa.Table.from_arrays(arrays, schema=contract.schema))
     return nest(table, embedded_unit(width), "images", unit=row["unit"], device=DEVICE)
+
+
+def _as_it_lies(member: dict[str, Any]) -> list[str | int]:
+    """What sorts members as they lie in their files: compressed ones are unpacked from the beginning for every step
+    back. Texts and numbers take turns in a place, so that any two can be compared.
+    """
+    return [int(part) if at % 2 else part for at, part in enumerate(DIGITS.split(member["place"] or member["key"]))]
 
 
 def _take(

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from operators.errors import FormatError
-from operators.formats.listing import Listing
+from operators.formats.listing import Listing, named_as_image
 from operators.formats.reading import Reader
 from operators.sources import LocalSource, Source, open_source, remote_scheme
 
@@ -118,7 +118,9 @@ def recognised(options: SetConfig) -> tuple[str, Source]:
     files = list(source.files())
     if isinstance(source, LocalSource):
         source.remember(files)
-    found = [name for name in FORMATS if module(name).recognises(source, files)]
+    # A set of images has millions of them, and no other form calls its files so.
+    others = files if source.single is not None else [file for file in files if not named_as_image(file.path)]
+    found = [name for name in FORMATS if module(name).recognises(source, files if name == "folder" else others)]
     if len(found) == 1:
         return found[0], source
     if not found:

@@ -4,24 +4,25 @@ Listing reads the buffers of names and labels, never those of the images; an ima
 part of a compressed buffer (`ipc`).
 """
 
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from io import BufferedIOBase, BytesIO
-from pathlib import PurePosixPath
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from operators.errors import FormatError
-from operators.formats.columns import Columns, holds_images, image_table
+from operators.formats import tablesets
+from operators.formats.blocks import slices
+from operators.formats.columns import Columns, holds_images
 from operators.formats.ipc import GO_ON, MAGIC, Batch, Spot, batch_of, batches, begin, extent, message_at, spots, whole
 from operators.formats.listing import Listing
 from operators.formats.members import located, stored
-from operators.formats.naming import missing_shards, one_ending
-from operators.formats.reading import Reader
-from operators.formats.tabular import Group, Rows, first_endings
+from operators.formats.reading import Content
+from operators.formats.tabular import Group, RowReader
 from operators.formats.thrift import Damaged
 from operators.sources import File, Source
 
@@ -44,9 +45,7 @@ KEPT = 16
 
 def candidates(source: Source, files: Sequence[File]) -> list[File]:
     """Files called as Arrow files are, or the only one, by their paths."""
-    only = source.single is not None
-    some = [file for file in files if only or file.path.lower().endswith(ENDINGS)]
-    return sorted(some, key=lambda file: file.path)
+    return tablesets.candidates(source, files, ENDINGS)
 
 
 def schema_of(source: Source, file: File) -> pa.Schema | None:
@@ -67,34 +66,13 @@ def recognises(source: Source, files: "list[File]") -> bool:
 
 
 def listing(source: Source, options: "SetConfig") -> Listing:
-    """All rows of all Arrow files, named by their paths if these differ, else `<file>/<row>`.
-
-    Raises
-    ------
-    FormatError
-        If there is no such file, one is damaged, or has no column of images.
-    """
-    files = list(source.files())
-    chosen = candidates(source, files)
-    if not chosen:
-        raise FormatError(f"{source.uri}: no Arrow file here. Correct the set's `uri`.")
-    one_ending(file.path for file in chosen)
-    rows = Rows(source.uri, options)
-    for file in chosen:
-        where = f"{source.uri}: {file.path}"
-        choose = partial(image_table, options=options, where=where)
-        for columns, group, beside in tables(source, file, where, choose):
-            rows.add([group], columns, beside)
-    if rows.name():
-        rows.endings = first_endings(ArrowReader(source), rows)
-    others = {file.path for file in files} - {file.path for file in chosen}
-    unlisted = Counter(PurePosixPath(path).suffix or "no extension" for path in others)
-    return Listing(entries=rows, unlisted=dict(sorted(unlisted.items())), notes=missing_shards(chosen))
+    """All rows of all Arrow files; FormatError as `tablesets.listing` raises it."""
+    return tablesets.listing(source, options, "Arrow", ENDINGS, tables, ArrowReader(source))
 
 
 def tables(
     source: Source, file: File, where: str, choose: Callable[[pa.Schema], Columns]
-) -> Iterator[tuple[Columns, Group, dict[str, pa.Array]]]:
+) -> Iterator[tuple[Columns, list[Group], dict[str, pa.Array]]]:
     """Record batches of a file, with the columns that stand beside the content.
 
     Raises
@@ -116,7 +94,7 @@ def tables(
                 size = batch.size // max(1, batch.rows)
                 group = Group(file=file.path, place=(file.path, at, batch.at), rows=batch.rows, first=first, bytes=size)
                 beside = {name: column(stream, batch, where_is[name]) for name in columns.beside()}
-                yield columns, group, beside
+                yield columns, [group], beside
                 first += batch.rows
     except (OSError, pa.ArrowException) as fault:
         reason = str(fault).splitlines()[0] if str(fault) else "damaged"
@@ -140,7 +118,7 @@ def column(file: BufferedIOBase, batch: Batch, spot: Spot) -> pa.Array:
     return made
 
 
-class ArrowReader(Reader):
+class ArrowReader(RowReader):
     """Opens images by `[file, column, place of the batch, row]`."""
 
     def __init__(self, source: Source) -> None:
@@ -166,6 +144,25 @@ class ArrowReader(Reader):
         file, content, start, size = self._found(place, version)
         size = min(size, limit + 1)
         return self.ahead(file, start, size) if content is None else bytes(content[start : start + size])
+
+    def rows_of(
+        self, group: Group, file: BufferedIOBase, start: int, stop: int, limit: int
+    ) -> Iterator[Sequence[Content]]:
+        """Rows `start` to `stop` of a batch if all of them are there; OSError if the next cannot be read."""
+        held = self._batch(group.file, file, group.place[1], group.place[2])
+        offsets_N = held.offsets(start, stop)
+        if offsets_N is None or int((offsets_N[1:] - offsets_N[:-1]).max(initial=0)) > limit:
+            return
+        if held.batch.codec is not None:
+            data, places = self._content(held, file, held.spot.buffer + 2), offsets_N.tolist()
+            if places[-1] <= len(data):
+                yield [data[at:end] for at, end in pairwise(places)]
+        elif int(offsets_N[-1]) <= held.extent[1]:
+            begins_N, ends_N = held.extent[0] + offsets_N[:-1], held.extent[0] + offsets_N[1:]
+            for _, _, _, found, _ in slices(file, begins_N, ends_N, begins_N, ends_N):
+                if not found:
+                    return
+                yield found
 
     def _found(self, place: str, version: str | None) -> tuple[BufferedIOBase, memoryview | None, int, int]:
         """The file, or what it unpacks to, that the image is in, the image's place there, and its size."""
@@ -249,6 +246,13 @@ class _Held:
 
     def _bits(self, file: BufferedIOBase, number: int) -> memoryview:
         return whole(file, self.batch, number, BESIDE_BYTES)
+
+    def offsets(self, start: int, stop: int) -> NDArray[np.int64] | None:
+        """Where the images of rows `start` to `stop` begin, and the last ends; None unless all are there and sound."""
+        some_N = self._offsets[start : stop + 1].astype(np.int64)
+        if self._there or len(some_N) != stop - start + 1 or stop > self.rows:
+            return None
+        return some_N if some_N[0] >= 0 and bool((some_N[1:] >= some_N[:-1]).all()) else None
 
     def span(self, file: BufferedIOBase, row: int) -> tuple[int, int] | None:
         """Where the image is in its buffer; None if there is none; Damaged if that cannot be."""

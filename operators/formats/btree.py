@@ -9,7 +9,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BufferedIOBase
 
+import numpy as np
+from numpy.typing import NDArray
+
 from operators.errors import FormatError
+from operators.formats.blocks import gather, numbers
 
 META = struct.Struct("<QHHIIIQQ48s48sQQ")
 """A page's header, then magic, version, address, map size, the free and main databases, last page, transaction."""
@@ -21,6 +25,10 @@ BRANCH, LEAF, OVERFLOW = 1, 2, 4
 BIG, SUB, SEVERAL = 1, 2, 4
 EMPTY = 2**64 - 1
 MAX_DEPTH = 32
+PAGES = 512
+"""Pages looked at in one go."""
+
+NOTHING = np.zeros(0, np.int64)
 
 
 class Damaged(OSError):
@@ -111,28 +119,50 @@ class Value:
     """What it is if no value."""
 
 
-def values(tree: Tree) -> Iterator[Value]:
-    """All keys in the tree's order; a damaged page is one fault, and the rest goes on."""
-    todo, left = [(tree.root, 0)], tree.end // tree.page + 1
-    while todo and tree.root != EMPTY:
-        number, depth = todo.pop()
-        left -= 1
-        try:
-            if left < 0 or depth > MAX_DEPTH:
-                raise Damaged("the tree runs in circles: the file is damaged; get it again")
-            data, flags = _page(tree, number)
-            nodes = list(_nodes(data))
-            if flags & BRANCH:
-                below = [low | high << 16 | bits << 32 for low, high, bits, _, _ in nodes]
-                todo.extend((one, depth + 1) for one in reversed(below))
-            elif flags & LEAF:
-                yield from (_value(tree, number, data, *node) for node in nodes)
-            else:
-                raise Damaged(f"page {number:,} is no page of a tree: the file is damaged; get it again")
-        except Damaged as fault:
-            yield Value(b"damaged-page-%d" % number, fault=str(fault))
-            if left < 0:
+def leaves(tree: Tree) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint8], list[Value]]]:
+    """All leaf pages, many at once: their numbers (P,) and bytes (P, page), and what was damaged on the way there.
+
+    A damaged page is one fault, and the rest goes on.
+    """
+    level, left = np.array([tree.root] if tree.root != EMPTY else [], np.uint64), tree.end // tree.page + 1
+    for depth in range(MAX_DEPTH + 2):
+        below: list[int] = []
+        for at in range(0, len(level), PAGES):
+            some = level[at : at + PAGES]
+            if depth > MAX_DEPTH or left < len(some):
+                circle = "the tree runs in circles: the file is damaged; get it again"
+                yield NOTHING, np.zeros((0, tree.page), np.uint8), [Value(b"damaged-page-%d" % some[0], fault=circle)]
                 return
+            left -= len(some)
+            there_N = some < tree.end // tree.page
+            numbers_N = some[there_N].astype(np.int64)
+            pages_NB = gather(tree.file, numbers_N * tree.page, tree.page)
+            flags_N = numbers(pages_NB, 10, "<u2")
+            right_N = numbers(pages_NB, 0, "<i8") == numbers_N
+            leaf_N = right_N & (flags_N & (LEAF | BRANCH) == LEAF)
+            faults = []
+            for number in [*some[~there_N].tolist(), *numbers_N[~leaf_N].tolist()]:
+                try:
+                    below += _below(tree, number)
+                except Damaged as fault:
+                    faults.append(Value(b"damaged-page-%d" % number, fault=str(fault)))
+            yield numbers_N[leaf_N], pages_NB[leaf_N], faults
+        level = np.array(below, np.uint64)
+
+
+def _below(tree: Tree, number: int) -> list[int]:
+    """The pages that a branch page leads to; Damaged if it is none."""
+    data, flags = _page(tree, number)
+    if not flags & BRANCH:
+        raise Damaged(f"page {number:,} is no page of a tree: the file is damaged; get it again")
+    return [low | high << 16 | bits << 32 for low, high, bits, _, _ in _nodes(data)]
+
+
+def values(tree: Tree, number: int) -> Iterator[Value]:
+    """What the keys of one leaf page stand for; Damaged if it is none."""
+    data, _ = _page(tree, number)
+    for node in list(_nodes(data)):
+        yield _value(tree, number, data, *node)
 
 
 def _value(tree: Tree, number: int, data: bytes, low: int, high: int, flags: int, begin: int, key: bytes) -> Value:

@@ -11,6 +11,10 @@ import struct
 from dataclasses import dataclass
 from io import BufferedIOBase
 
+import numpy as np
+from numpy.typing import NDArray
+
+from operators.formats.blocks import gather, taken
 from operators.formats.reading import window
 
 MAGIC = 0xCED7230A
@@ -19,10 +23,14 @@ WORDS = struct.Struct("<II")
 HEADER = struct.Struct("<IfQQ")
 ONE = struct.Struct("<IIIfQQ")
 """What an image in one part begins with: both words and the header."""
+HEAD = np.dtype([("magic", "<u4"), ("word", "<u4"), ("flag", "<u4"), ("label", "<f4"), ("ids", "V16"), ("more", "<f4")])
+"""The same and the first of several labels."""
 MAX_PARTS = 1024
 """An image holds the four bytes of the magic by chance; more parts than this are an attack on the reader's memory."""
 MAX_LABELS = 4096
 BLOCK = 2**20
+FEW = 2**14
+"""Bytes read at first where the lengths of records are not known."""
 
 
 class Damaged(OSError):
@@ -93,17 +101,6 @@ def image_in(data: bytes) -> bytes | None:
     return data[ONE.size + 4 * flag :]
 
 
-def plain_at(file: BufferedIOBase, at: int, end: int) -> tuple[int, float] | None:
-    """Length, words included, and label of a record at `at` in one part with one label, as nearly all are; or None."""
-    file.seek(at)
-    data = file.read(ONE.size)
-    if len(data) < ONE.size:
-        return None
-    magic, word, flag, label, _, _ = ONE.unpack(data)
-    plain = magic == MAGIC and flag == 0 and HEADER.size <= word < 2**29 and at + WORDS.size + word <= end
-    return (WORDS.size + word, label) if plain else None
-
-
 def words(file: BufferedIOBase, at: int, end: int) -> tuple[int, int]:
     """Flag and length of the part that begins at byte `at`; Damaged if there is none."""
     file.seek(at)
@@ -120,6 +117,48 @@ def _words(data: bytes, at: int, end: int) -> tuple[int, int]:
     if at + 8 + length > end:
         raise Damaged("the file ends inside this record: it is truncated")
     return flag, length
+
+
+def followed(file: BufferedIOBase, at: int, end: int, most: int) -> tuple[NDArray[np.int64], NDArray[np.void]]:
+    """Where up to `most` records begin that follow one another from byte `at` on, and their heads (N of HEAD)."""
+    starts: list[int] = []
+    heads: list[bytes] = []
+    base, block, size = at, b"", FEW
+    while at + WORDS.size <= end and len(starts) < most:
+        inside = at - base
+        if inside + HEAD.itemsize > len(block):
+            size = min(BLOCK, 4 * size) if inside < 4 * len(block) else FEW  # large records are not read whole
+            base, block, inside = at, taken(file, at, size), 0
+            if len(block) < WORDS.size:
+                break
+        magic, word = WORDS.unpack_from(block, inside)
+        if magic != MAGIC or word >> 29:
+            break
+        starts.append(at)
+        heads.append(block[inside : inside + HEAD.itemsize])
+        at += WORDS.size + word + -word % 4
+    if heads:
+        heads[-1] = heads[-1].ljust(HEAD.itemsize, b"\0")
+    return np.array(starts, np.int64), np.frombuffer(b"".join(heads), HEAD)
+
+
+def heads_at(file: BufferedIOBase, starts_N: NDArray[np.int64]) -> NDArray[np.void]:
+    """The heads (N of HEAD) of records that begin at `starts_N`; what the file does not hold is 0."""
+    return gather(file, starts_N, HEAD.itemsize).view(HEAD)[:, 0]
+
+
+def plain(starts_N: NDArray[np.int64], heads_N: NDArray[np.void], end: int) -> tuple[int, NDArray[np.int64]]:
+    """How many of the first records are images in one part, each where the one before ends; lengths (N) of their data.
+
+    The others are looked at by `record_at`.
+    """
+    words_N, flags_N = heads_N["word"].astype(np.int64), heads_N["flag"].astype(np.int64)
+    fits_N = (heads_N["magic"] == MAGIC) & (words_N < 2**29) & (flags_N <= MAX_LABELS)
+    fits_N &= (words_N >= HEADER.size + 4 * flags_N) & (starts_N + WORDS.size + words_N <= end)
+    after_N = starts_N + WORDS.size + words_N + -words_N % 4
+    chained_N = np.append(True, after_N[:-1] == starts_N[1:])
+    stops = np.flatnonzero(~(fits_N & chained_N))
+    return int(stops[0]) if len(stops) else len(starts_N), words_N
 
 
 class Parts(io.RawIOBase):

@@ -1,12 +1,13 @@
 """Image folders: `<identity>/<image>.jpg`, deeper nestings, or flat."""
 
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from io import BufferedIOBase
 from typing import TYPE_CHECKING
 
 from operators.errors import FormatError
-from operators.formats.listing import EXTENSIONS, Entry, Listing, identity_of
-from operators.formats.reading import Reader
+from operators.formats.listing import EXTENSIONS, Entry, Lazy, Listing, ending, identity_of, named_as_image, part_of
+from operators.formats.reading import Content, Reader
 from operators.sources import File, LocalSource, Source
 
 if TYPE_CHECKING:
@@ -15,14 +16,7 @@ if TYPE_CHECKING:
 
 def recognises(source: Source, files: "list[File]") -> bool:
     """Whether any file is called as images are."""
-    return any(ending(file.path) in EXTENSIONS for file in files)
-
-
-def ending(path: str) -> str:
-    """The ending of a file's name, in small letters, as `PurePath.suffix` has it."""
-    name = path[path.rfind("/") + 1 :]
-    at = name.rfind(".")
-    return name[at:].lower() if 0 < at < len(name) - 1 else ""
+    return any(named_as_image(file.path) for file in files)
 
 
 def listing(source: Source, options: "SetConfig") -> Listing:
@@ -34,24 +28,56 @@ def listing(source: Source, options: "SetConfig") -> Listing:
         If the folder is missing or holds no image file.
     """
     unlisted: Counter[str] = Counter()
-    entries = []
+    images = []
     for file in source.files():
-        kind = ending(file.path)
-        if kind in EXTENSIONS:
-            identity = identity_of(options.identity, file.path, None, {})
-            entries.append(Entry(key=file.path, identity=identity, bytes=file.size, error=file.error))
+        if named_as_image(file.path):
+            images.append(file)
         else:
-            unlisted[kind or "no extension"] += 1
-    if not entries:
+            unlisted[ending(file.path) or "no extension"] += 1
+    if not images:
         raise FormatError(
             f"{source.uri}: no image file ({', '.join(sorted(EXTENSIONS))}) in this folder. Correct the set's `uri`."
         )
     unlisted["linked folder"] += source.linked_folders()
-    return Listing(entries=entries, unlisted=dict(sorted((+unlisted).items())))
+    return Listing(entries=Images(images, options.identity), unlisted=dict(sorted((+unlisted).items())))
+
+
+class Images(Lazy):
+    """The entries of image files."""
+
+    def __init__(self, files: Sequence[File], rule: str) -> None:
+        self.files, self._rule = files, rule
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def made(self, start: int, stop: int) -> list[Entry]:
+        """The entries of files `start` to `stop`."""
+        return [
+            Entry(
+                key=file.path,
+                identity=identity_of(self._rule, file.path, None, {}),
+                bytes=file.size,
+                error=file.error,
+            )
+            for file in self.files[start:stop]
+        ]
 
 
 class FolderReader(Reader):
     """Opens image files."""
+
+    def some(self, entries: Sequence[Entry], limit: int) -> Iterator[Sequence[Content]]:
+        """Files of this machine by their paths, of which no entries are made."""
+        part = part_of(entries)
+        if part is None or not isinstance(part.whole, Images) or not isinstance(self.source, LocalSource):
+            yield from super().some(entries, limit)
+            return
+        for file in part.whole.files[part.start : part.stop]:
+            try:
+                yield (self.source.read(file.path, limit) if file.error is None else OSError(file.error),)
+            except OSError as fault:
+                yield (fault,)
 
     def open(self, place: str, version: str | None = None) -> BufferedIOBase:
         """The image at the path `place`; OSError if it is gone, changed, or no regular file inside the folder."""

@@ -119,12 +119,10 @@ def _entries(
         if kind == "NumPy":
             columns, group, beside = npyfiles.vectors(source, files, file, options)
             rows.add([group], columns, beside)
-        elif kind == "Parquet":
-            for columns, groups, beside in parquet.tables(source, file, where, choose, known=None):
-                rows.add([_renamed(one, "parquet") for one in groups], columns, beside)
-        elif kind == "Arrow":
-            for columns, group, beside in arrow.tables(source, file, where, choose):
-                rows.add([_renamed(group, "arrow")], columns, beside)
+        elif kind in ("Parquet", "Arrow"):
+            wide = partial(parquet.tables, known=None) if kind == "Parquet" else arrow.tables
+            for columns, groups, beside in wide(source, file, where, choose):
+                rows.add([_renamed(one, kind.lower()) for one in groups], columns, beside)
         else:
             _add_hdf5(rows, source, file, options, where)
     rows.name()

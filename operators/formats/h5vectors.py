@@ -5,6 +5,7 @@ vectors are then read from those places without it.
 """
 
 import importlib
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -173,3 +174,22 @@ def _texts(name: str, one: Any, rows: int) -> list[str] | None:
     if one.dtype.kind in "iu" or name.lower() in (*FILES, *LABELS):
         return [str(value) for value in np.asarray(one[()]).tolist()]
     return None
+
+
+def unfiltered(data: bytes, packed: int, size: int, code: int, itemsize: int) -> bytes:
+    """The values of an HDF5 chunk; `code` has a bit for each filter that it went through. OSError if it is damaged."""
+    if len(data) < packed:
+        raise OSError("the file ends inside a chunk: it is truncated; get it again")
+    if code >> CHECKSUM & 1:
+        data = data[:-4]
+    if code >> DEFLATE & 1:
+        decoder = zlib.decompressobj()
+        try:
+            data = decoder.decompress(data, size)
+        except zlib.error as fault:
+            raise OSError(f"a chunk cannot be unpacked: {fault}; get the file again") from fault
+    if len(data) != size:
+        raise OSError("a chunk is not as long as it should be: the file is damaged; get it again")
+    if code >> SHUFFLE & 1:
+        data = np.frombuffer(data, np.uint8).reshape(itemsize, -1).T.tobytes()
+    return data

@@ -1,9 +1,13 @@
 """Side files that come with record files, and the names that they give to records."""
 
+import re
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
 
 from operators.errors import FormatError
 from operators.formats.listing import Entry, identity_of, name_fault
@@ -14,6 +18,10 @@ if TYPE_CHECKING:
 
 LINE_BYTES = 65536
 """A line of a side file is shorter."""
+
+PIECE = 2**20
+PAIRS = re.compile(rb"(?:[ \t]*[0-9]{1,18}[ \t]+[0-9]{1,18}[ \t]*\r?(?:\n|\Z))*+")
+"""Lines of two numbers."""
 
 
 class Entries:
@@ -72,8 +80,8 @@ class Entries:
 class Offsets:
     """Where records begin in a file, by the `.idx` file that came with it, in file order."""
 
-    starts: Sequence[int] = field(default_factory=list)
-    indices: Sequence[int] = field(default_factory=list)
+    starts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    indices: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     """The number under which each record is known."""
 
 
@@ -111,17 +119,42 @@ def offsets(source: Source, path: str) -> Offsets:
     FormatError
         If it cannot be read or a line is not of this form.
     """
-    pairs = array("q")
-    for number, line in enumerate(lines(source, path), 1):
-        fields = line.split()
-        if len(fields) != 2 or not (fields[0] + fields[1]).isdecimal() or len(fields[0]) > 18 or len(fields[1]) > 18:
+    parts = []
+    for number, text in _pieces(source, path):
+        if PAIRS.fullmatch(text) is None:
+            _refuse_line(source, path, number, text)
+        parts.append(np.fromstring(text, np.int64, sep=" ").reshape(-1, 2))
+    pairs_N2 = np.concatenate(parts) if parts else np.zeros((0, 2), np.int64)
+    starts_N = pairs_N2[:, 1]
+    if (starts_N[1:] < starts_N[:-1]).any():
+        pairs_N2 = pairs_N2[np.argsort(starts_N, kind="stable")]
+    return Offsets(starts=np.ascontiguousarray(pairs_N2[:, 1]), indices=np.ascontiguousarray(pairs_N2[:, 0]))
+
+
+def _pieces(source: Source, path: str) -> Iterator[tuple[int, bytes]]:
+    """A text in pieces of whole lines, and how many lines came before each; errors as of `lines`."""
+    try:
+        with source.open(path) as file:
+            before, rest = 0, b""
+            while block := file.read(PIECE):
+                whole, mark, rest = (rest + block).rpartition(b"\n")
+                if len(rest) >= LINE_BYTES:
+                    raise FormatError(f"{source.uri}: {path} is no list of records. Remove it, or get the right file.")
+                yield before, whole + mark
+                before += whole.count(b"\n") + len(mark)
+            yield before, rest
+    except OSError as error:
+        raise FormatError(f"{source.uri}: {path} cannot be read ({error.strerror or error}).") from error
+
+
+def _refuse_line(source: Source, path: str, before: int, text: bytes) -> None:
+    """FormatError for the first of some lines that is not a number and an offset."""
+    for number, line in enumerate(text.split(b"\n"), before + 1):
+        if PAIRS.fullmatch(line + b"\n") is None:
             raise FormatError(
                 f"{source.uri}: line {number:,} of {path} is not a number and an offset: the index is damaged or cut "
                 f"short. Get it again, or remove it: the records can be read without it."
             )
-        pairs.extend((int(fields[1]), int(fields[0])))
-    order = sorted(range(0, len(pairs), 2), key=pairs.__getitem__)
-    return Offsets(starts=array("q", (pairs[at] for at in order)), indices=array("q", (pairs[at + 1] for at in order)))
 
 
 def names(source: Source, path: str) -> Names:

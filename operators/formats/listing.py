@@ -1,11 +1,15 @@
 """What a format finds in a set before any image is read, and the rules for names and labels that all formats share."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import overload
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".pgm", ".ppm"})
 """What an image file may be called."""
+
+USUAL = frozenset({".jpg", ".png"})
+"""What nearly all are called."""
 
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
@@ -36,6 +40,87 @@ class Listing:
     """Things that are no records, counted by kind (`.txt`, `linked folder`): reported, never read."""
     notes: Sequence[str] = field(default_factory=list)
     """What the user should know of how the set was read, one sentence each."""
+
+
+def ending(path: str) -> str:
+    """The ending of a file's name, in small letters, as `PurePath.suffix` has it."""
+    name = path[path.rfind("/") + 1 :]
+    at = name.rfind(".")
+    return name[at:].lower() if 0 < at < len(name) - 1 else ""
+
+
+def named_as_image(path: str) -> bool:
+    """Whether a file is called as images are."""
+    return (path[-4:] in USUAL and path[-5:-4] not in ("", "/")) or ending(path) in EXTENSIONS
+
+
+BLOCK = 4096
+"""Entries made at once."""
+
+
+class Lazy(Sequence[Entry]):
+    """Entries that are kept as columns and made when they are asked for.
+
+    So a listing of millions of records takes the memory of their names and not that of as many objects. A slice is a
+    `Part`, by which a reader can read the records without any entry being made.
+    """
+
+    def made(self, start: int, stop: int) -> list[Entry]:
+        """The entries `start` to `stop`, which are there."""
+        raise NotImplementedError
+
+    @overload
+    def __getitem__(self, at: int) -> Entry: ...
+
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[Entry]: ...
+
+    def __getitem__(self, at: int | slice) -> Entry | Sequence[Entry]:
+        if isinstance(at, int):
+            at = range(len(self))[at]
+            return self.made(at, at + 1)[0]
+        start, stop, step = at.indices(len(self))
+        return Part(self, start, max(start, stop)) if step == 1 else [self[one] for one in range(start, stop, step)]
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(Part(self, 0, len(self)))
+
+
+class Part(Sequence[Entry]):
+    """Entries `start` to `stop` of `whole`."""
+
+    def __init__(self, whole: Lazy, start: int, stop: int) -> None:
+        self.whole, self.start, self.stop = whole, start, stop
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    @overload
+    def __getitem__(self, at: int) -> Entry: ...
+
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[Entry]: ...
+
+    def __getitem__(self, at: int | slice) -> Entry | Sequence[Entry]:
+        rows = range(self.start, self.stop)[at]
+        if isinstance(rows, int):
+            return self.whole[rows]
+        return (
+            Part(self.whole, rows.start, max(rows.start, rows.stop))
+            if rows.step == 1
+            else [self.whole[one] for one in rows]
+        )
+
+    def __iter__(self) -> Iterator[Entry]:
+        for start in range(self.start, self.stop, BLOCK):
+            yield from self.whole.made(start, min(start + BLOCK, self.stop))
+
+
+def part_of(entries: Sequence[Entry]) -> Part | None:
+    """The rows that `entries` are of a listing kept as columns; None for entries that are objects already."""
+    if isinstance(entries, Lazy):
+        return Part(entries, 0, len(entries))
+    return entries if isinstance(entries, Part) else None
 
 
 def identity_of(rule: str, key: str, label: str | None, attributes: Mapping[str, str]) -> str | None:

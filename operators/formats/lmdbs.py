@@ -6,7 +6,6 @@ numbers unchecked, so that a damaged file ends the process, and it cannot read o
 the file. Nothing is unpickled: values that are pickles are refused.
 """
 
-import json
 import struct
 from collections import Counter
 from collections.abc import Iterator
@@ -14,13 +13,20 @@ from io import BufferedIOBase
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
 from operators.errors import FormatError
-from operators.formats.btree import MAGIC, Damaged, Tree, Value, open_tree, values
-from operators.formats.indexes import Entries
+from operators.formats.blocks import as_arrow, begin, numbers
+from operators.formats.btree import MAGIC, Damaged, Tree, Value, open_tree
 from operators.formats.listing import Listing
+from operators.formats.lmdbscan import HEAD, TAIL, Found, scan
 from operators.formats.members import located, located_near, stored
+from operators.formats.naming import written
 from operators.formats.rasters import SIGNATURES
-from operators.formats.reading import Reader
+from operators.formats.spans import Ranges, SpanReader, Spans
 from operators.sources import File, Source
 
 if TYPE_CHECKING:
@@ -97,11 +103,11 @@ def listing(source: Source, options: "SetConfig") -> Listing:
     chosen = _candidates(source, files)
     if not chosen:
         raise FormatError(f"{source.uri}: no LMDB database (`data.mdb`, `*.lmdb`) here. Correct the set's `uri`.")
-    entries, unlisted, notes = Entries(options), Counter[str](), list[str]()
+    entries, unlisted, notes = Spans(source.uri, options), Counter[str](), list[str]()
     for file in chosen:
         prefix = file.path.removesuffix(".mdb").removesuffix(".lmdb").removesuffix("/data") + "/"
         if file.error is not None:
-            entries.add(file.path, 0, error=file.error)
+            entries.refuse([file.path], [file.error])
             continue
         try:
             with source.open(file.path) as stream:
@@ -109,42 +115,109 @@ def listing(source: Source, options: "SetConfig") -> Listing:
                 notes += _enter(entries, unlisted, tree, file.path, prefix if len(chosen) > 1 else "")
         except OSError as error:
             raise FormatError(f"{source.uri}: {file.path} cannot be read ({error.strerror or error}).") from error
-    if not entries.made or (notes and all(entry.error is not None for entry in entries.made)):
+    entries.settle()
+    if not len(entries) or (notes and len(entries.faults) == len(entries)):
         what = "; ".join(notes) or ", ".join(f"{count:,} x {kind}" for kind, count in unlisted.items())
         raise FormatError(f"{source.uri}: no image can be read from this database ({what}). Correct the set's `uri`.")
     others = {file.path for file in files} - {file.path for file in chosen}
     unlisted.update(PurePosixPath(path).suffix or "no extension" for path in others if not path.endswith(LOCKS))
-    return Listing(entries=entries.made, unlisted=dict(sorted(unlisted.items())), notes=notes)
+    return Listing(entries=entries, unlisted=dict(sorted(unlisted.items())), notes=notes)
 
 
-def _enter(entries: Entries, unlisted: Counter[str], tree: Tree, path: str, prefix: str) -> Iterator[str]:
+def _enter(entries: Spans, unlisted: Counter[str], tree: Tree, path: str, prefix: str) -> Iterator[str]:
     """Make the entries of one file; what does not fit what it announces."""
-    count, file = 0, json.dumps(path)
-    for value in values(tree):
-        damaged_page = value.fault is not None and value.key.startswith(b"damaged-page-")
-        count += not damaged_page
-        name = value.key.decode() if _is_text(value.key) else "0x" + value.key.hex()
-        fault, place = value.fault, (value.start, value.size)
-        label = None
-        if value.kind is None and fault is None and not value.head.startswith(SIGNATURES):
-            try:
-                found = _unpacked(tree, value) if not _is_own(value.key) else None
-            except Damaged as error:
-                found, fault = None, str(error)
-            if found is not None:
-                *where, label = found
-                place, name = (where[0], where[1]), f"{label}/{name}"
-            elif fault is None and (_is_own(value.key) or value.size < SHORT):
-                unlisted["index of the writer" if _is_own(value.key) else "value that is no image"] += 1
-                continue
-            elif fault is None:
-                fault = _unknown(path, value, first=not entries.made)
-        if value.kind is not None:
-            unlisted[value.kind] += 1
-            continue
-        entries.add(prefix + name, place[1], place=f"[{file},{place[0]},{place[1]}]", label=label, error=fault)
+    found = scan(tree)
+    usual_N = _usual(entries, found, path, prefix)
+    if not usual_N.all():
+        rest = zip(found.keys.filter(as_arrow(~usual_N)).to_pylist(), np.flatnonzero(~usual_N).tolist(), strict=True)
+        for key, at in rest:
+            size = int(found.sizes[at])
+            found.others.append(Value(key, int(found.starts[at]), size, found.heads[at, : min(size, HEAD)].tobytes()))
+    for value in found.others:
+        _one(entries, unlisted, tree, (path, prefix), value)
+    damaged = sum(one.fault is not None and one.key.startswith(b"damaged-page-") for one in found.others)
+    count = int(usual_N.sum()) + len(found.others) - damaged
     if count != tree.entries:
         yield f"{path} announces {tree.entries:,} keys, and {count:,} were found: it is damaged; get it again"
+
+
+def _usual(entries: Spans, found: Found, path: str, prefix: str) -> NDArray[np.bool_]:
+    """Make the entries of encoded images and of msgpack of an image and a number; which (N,) values they are."""
+    heads_N, kinds_N = found.heads[:, 0], found.heads[:, 1]
+    plain_N = begin(found.heads, SIGNATURES)
+    plain_N &= found.sizes >= max(map(len, SIGNATURES))
+    begins_N, sizes_N, packed_N = found.starts.copy(), found.sizes.copy(), np.zeros(len(heads_N), np.bool_)
+    for kind, code in SIZES.items():
+        of_N = ~plain_N & (heads_N == 0x92) & (kinds_N == kind)
+        width = np.dtype(code).itemsize
+        begins_N[of_N] += 2 + width
+        sizes_N[of_N] = numbers(found.heads[of_N], 2, code)
+        packed_N |= of_N
+    left_N = np.where(packed_N, found.starts + found.sizes - begins_N - sizes_N, 0)
+    values_N = np.zeros(len(heads_N), np.int64)
+    told_N = np.zeros(len(heads_N), np.bool_)
+    last_N = found.tails[:, -1].astype(np.int64)
+    small_N = (left_N == 1) & ((last_N < 0x80) | (last_N >= 0xE0))
+    values_N[small_N] = (last_N - 256 * (last_N >= 0xE0))[small_N]
+    told_N |= small_N
+    for kind, code in INTEGERS.items():
+        width = np.dtype(code).itemsize
+        of_N = (left_N == 1 + width) & (found.tails[:, -1 - width] == kind)
+        values_N[of_N] = numbers(found.tails[of_N], TAIL - width, code)
+        told_N |= of_N & (values_N >= (0 if code[1].isupper() else -(2**63)))
+    packed_N &= told_N
+    if (own_N := pc.starts_with(found.keys, b"__").to_numpy(zero_copy_only=False)).any():
+        packed_N &= ~(own_N & pc.ends_with(found.keys, b"__").to_numpy(zero_copy_only=False))
+    usual_N: NDArray[np.bool_] = plain_N | packed_N
+    begins_N, sizes_N = begins_N[usual_N], sizes_N[usual_N]
+    codes, at_N = np.unique(values_N[usual_N], return_inverse=True)
+    which = as_arrow(at_N.astype(np.int32), packed_N[usual_N])
+    labels = pa.DictionaryArray.from_arrays(which, as_arrow(codes).cast(pa.large_string()))
+    names = _names(found.keys if usual_N.all() else found.keys.filter(as_arrow(usual_N)))
+    if packed_N.any():
+        names = pc.coalesce(written(labels.dictionary_decode(), "/", names), names)
+    ranges = Ranges(file=path, begins=begins_N, ends=begins_N + sizes_N, starts=begins_N, sizes=sizes_N)
+    entries.add(ranges, written(prefix, names) if prefix else names, labels)
+    return usual_N
+
+
+def _names(keys: pa.Array) -> pa.Array:
+    """Keys as text, or in hexadecimal digits if they are none."""
+    signs = np.frombuffer(keys.buffers()[2] or b"", np.uint8)
+    if not len(signs) or (int(signs.min()) >= 0x20 and int(signs.max()) < 0x7F):
+        return keys.cast(pa.large_string())
+    return pa.array([_name(key) for key in keys.to_pylist()], pa.large_string())
+
+
+def _name(key: bytes) -> str:
+    return key.decode() if _is_text(key) else "0x" + key.hex()
+
+
+def _one(entries: Spans, unlisted: Counter[str], tree: Tree, path: tuple[str, str], value: Value) -> None:
+    """Make the entry of a value that is looked at by itself, or count what it is; `path` are its file and a prefix."""
+    if value.kind is not None:
+        unlisted[value.kind] += 1
+        return
+    name, fault, place, label = _name(value.key), value.fault, (value.start, value.size), None
+    if fault is None and not value.head.startswith(SIGNATURES):
+        try:
+            found = _unpacked(tree, value) if not _is_own(value.key) else None
+        except Damaged as error:
+            found, fault = None, str(error)
+        if found is not None:
+            *where, label = found
+            place, name = (where[0], where[1]), f"{label}/{name}"
+        elif fault is None and (_is_own(value.key) or value.size < SHORT):
+            unlisted["index of the writer" if _is_own(value.key) else "value that is no image"] += 1
+            return
+        elif fault is None:
+            fault = _unknown(path[0], value, first=not len(entries))
+    if fault is not None:
+        entries.refuse([path[1] + name], [fault])
+        return
+    start_1, size_1 = (np.array([one], np.int64) for one in place)
+    ranges = Ranges(file=path[0], begins=start_1, ends=start_1 + size_1, starts=start_1, sizes=size_1)
+    entries.add(ranges, pa.array([path[1] + name], pa.large_string()), pa.array([label], pa.large_string()))
 
 
 def _is_own(key: bytes) -> bool:
@@ -174,7 +247,7 @@ def _unknown(path: str, value: Value, first: bool) -> str:
     return "its value is a Python pickle, which can run any code and is not read"
 
 
-class LmdbReader(Reader):
+class LmdbReader(SpanReader):
     """Opens images of LMDB databases by `[file, offset, size]`."""
 
     def __init__(self, source: Source) -> None:

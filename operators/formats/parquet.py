@@ -5,24 +5,23 @@ it lies in (`pages`). Where the bytes are null and only a path is given, the ima
 never opened.
 """
 
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from io import BufferedIOBase, BytesIO
-from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from operators.errors import FormatError
-from operators.formats.columns import Columns, holds_images, image_table
+from operators.formats import tablesets
+from operators.formats.columns import Columns, holds_images
 from operators.formats.listing import Listing
 from operators.formats.members import located
-from operators.formats.naming import TEXT_BYTES, missing_shards, one_ending
+from operators.formats.naming import TEXT_BYTES
 from operators.formats.pages import CODECS, LARGE, MAX_RATIO, Chunk, Values, chunk_of, dictionary, page_of, values
-from operators.formats.reading import Reader
-from operators.formats.tabular import Group, Rows, first_endings
+from operators.formats.reading import Content
+from operators.formats.tabular import Group, RowReader
 from operators.formats.thrift import MAGIC, Page, RowGroup, footer, page_at
 from operators.sources import File, Source
 
@@ -45,9 +44,7 @@ CHUNKS = 256
 
 def candidates(source: Source, files: Sequence[File]) -> list[File]:
     """Files called as Parquet files are, or the only one, by their paths."""
-    only = source.single is not None
-    some = [file for file in files if only or file.path.lower().endswith(ENDINGS)]
-    return sorted(some, key=lambda file: file.path)
+    return tablesets.candidates(source, files, ENDINGS)
 
 
 def schema_of(source: Source, file: File) -> pa.Schema | None:
@@ -69,29 +66,8 @@ def recognises(source: Source, files: "list[File]") -> bool:
 
 
 def listing(source: Source, options: "SetConfig") -> Listing:
-    """All rows of all Parquet files, named by their paths if these differ, else `<file>/<row>`.
-
-    Raises
-    ------
-    FormatError
-        If there is no such file, one is damaged, or has no column of images.
-    """
-    files = list(source.files())
-    chosen = candidates(source, files)
-    if not chosen:
-        raise FormatError(f"{source.uri}: no Parquet file here. Correct the set's `uri`.")
-    one_ending(file.path for file in chosen)
-    rows = Rows(source.uri, options)
-    for file in chosen:
-        where = f"{source.uri}: {file.path}"
-        choose = partial(image_table, options=options, where=where)
-        for columns, groups, beside in tables(source, file, where, choose):
-            rows.add(groups, columns, beside)
-    if rows.name():
-        rows.endings = first_endings(ParquetReader(source), rows)
-    others = {file.path for file in files} - {file.path for file in chosen}
-    unlisted = Counter(PurePosixPath(path).suffix or "no extension" for path in others)
-    return Listing(entries=rows, unlisted=dict(sorted(unlisted.items())), notes=missing_shards(chosen))
+    """All rows of all Parquet files; FormatError as `tablesets.listing` raises it."""
+    return tablesets.listing(source, options, "Parquet", ENDINGS, tables, ParquetReader(source))
 
 
 def tables(
@@ -212,7 +188,7 @@ def _opened(stream: BufferedIOBase, **options: Any) -> Any:
     return pq.ParquetFile(stream, pre_buffer=False, arrow_extensions_enabled=False, **options)
 
 
-class ParquetReader(Reader):
+class ParquetReader(RowReader):
     """Opens images by `[file, column, row group, row]`; holds one page in memory."""
 
     def __init__(self, source: Source) -> None:
@@ -239,6 +215,21 @@ class ParquetReader(Reader):
     def read(self, place: str, version: str | None, limit: int) -> bytes:
         """The image of the row, at most `limit` + 1 bytes of it; OSError as `open` raises it."""
         return bytes(self._found(place, version)[: limit + 1])
+
+    def rows_of(
+        self, group: Group, file: BufferedIOBase, start: int, stop: int, limit: int
+    ) -> Iterator[Sequence[Content]]:
+        """Rows `start` to `stop` of a row group, page by page, up to one without bytes; OSError as `open` raises it."""
+        chunk = self._chunk(group.file, file, group.place[1], group.place[2])
+        while start < min(stop, chunk.rows):
+            first, page = page_of(file, chunk, start)
+            held = self._values(file, page, chunk)
+            self._first = first
+            spans, data = held.spans[start - first : stop - first], held.data
+            if not spans or None in spans:
+                return
+            yield [data[span[0] : span[0] + min(span[1], limit + 1)] for span in spans if span is not None]
+            start += len(spans)
 
     def _found(self, place: str, version: str | None) -> memoryview:
         prefix, _, last = place.rpartition(",")

@@ -2,11 +2,17 @@
 
 import io
 from collections import OrderedDict
+from collections.abc import Iterator, Sequence
 from io import BufferedIOBase
+from itertools import chain
 from types import TracebackType
 from typing import Self
 
-from operators.sources import Source
+from operators.formats.listing import Entry
+from operators.sources import LocalSource, Source
+
+Content = bytes | memoryview | OSError
+"""The bytes of a record, or why it cannot be read."""
 
 OPEN_FILES = 8
 """Files that one reader keeps open."""
@@ -46,6 +52,30 @@ class Reader:
         """
         with self.open(place, version) as file:
             return file.read(limit + 1)
+
+    def each(self, entries: Sequence[Entry], limit: int) -> Iterator[Content]:
+        """What `read` gives for each of some listed records, in their order; an OSError in place of one that fails.
+
+        Of a record that the listing refuses it is said why. Views are of blocks that were read at once: who keeps one
+        keeps the block. Files are read in the state that they have when they are opened.
+        """
+        return chain.from_iterable(self.some(entries, limit))
+
+    def some(self, entries: Sequence[Entry], limit: int) -> Iterator[Sequence[Content]]:
+        """As `each`, several records at a time; forms whose listing is kept as columns override it."""
+        for entry in entries:
+            yield (self.one(entry, limit),)
+
+    def one(self, entry: Entry, limit: int) -> Content:
+        """What `read` gives for one listed record, or why there is nothing."""
+        if entry.error is not None:
+            return OSError(entry.error)
+        place = entry.place if entry.place is not None else entry.key
+        try:
+            version = None if isinstance(self.source, LocalSource) else self.version(place)  # there are none here
+            return self.read(place, version, limit)
+        except OSError as fault:
+            return fault
 
     def ahead(self, file: BufferedIOBase, at: int, size: int) -> bytes:
         """`size` bytes of a held file from `at`; what follows is read too if the last record ended about there.

@@ -6,21 +6,27 @@ at the end, hold the range of each identity's images.
 """
 
 import io
-import json
-from array import array
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
 from io import BufferedIOBase
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
 from operators.errors import FormatError
-from operators.formats.dmlc import ONE, WORDS, Damaged, Parts, Record, image_in, next_record, plain_at, record_at, words
-from operators.formats.indexes import Entries, Names, Offsets, label_of, lines, names, offsets
+from operators.formats.blocks import as_arrow, pieces_of
+from operators.formats.dmlc import MAGIC, ONE, WORDS, Parts, image_in, record_at, words
+from operators.formats.indexes import Names, Offsets, label_of, lines, names, offsets
 from operators.formats.listing import Listing
 from operators.formats.members import WHOLE, located, located_near
-from operators.formats.reading import Reader, window
+from operators.formats.naming import written
+from operators.formats.reading import window
+from operators.formats.recordscan import Found, scan
+from operators.formats.spans import Check, Ranges, SpanReader, Spans
 from operators.sources import File, Source
 
 if TYPE_CHECKING:
@@ -41,76 +47,6 @@ def _is_record(source: Source, file: File) -> bool:
         return False
 
 
-@dataclass(slots=True)
-class _Found:
-    """What one `.rec` file holds, kept small: a release has millions of records."""
-
-    numbers: "array[int]" = field(default_factory=lambda: array("q"))
-    starts: "array[int]" = field(default_factory=lambda: array("q"))
-    sizes: "array[int]" = field(default_factory=lambda: array("q"))
-    spans: "array[int]" = field(default_factory=lambda: array("q"))
-    """Bytes of each record from its beginning; of several parts, of the first."""
-    labels: "array[float]" = field(default_factory=lambda: array("d"))
-    more: dict[int, tuple[float, ...]] = field(default_factory=dict)
-    """All labels of records that have several, by their number, where attributes are asked for."""
-    faults: list[tuple[int | None, int, str]] = field(default_factory=list)
-    """Number, offset and reason of what cannot be read."""
-    ranges: int = 0
-    """Records without an image: InsightFace's header and identities."""
-    first_identity: int | None = None
-    """The number of the first identity record, by the header record."""
-
-
-def _scan(file: BufferedIOBase, end: int, index: Offsets, several: bool) -> _Found:
-    """All records from the beginning of a file to its end; what is damaged is stepped over to the next record."""
-    found, at, known, count = _Found(), 0, 0, 0
-    unmet: list[int] = []
-    while at < end:
-        while known < len(index.starts) and index.starts[known] < at:
-            unmet.append(known)
-            known += 1
-        here = known < len(index.starts) and index.starts[known] == at
-        number = index.indices[known] if here else (count if not index.starts else None)
-        known, count = known + here, count + 1
-        if not several and (one := plain_at(file, at, end)) is not None:
-            found.numbers.append(-1 - count if number is None else number)
-            found.starts.append(at)
-            found.sizes.append(one[0] - ONE.size)
-            found.spans.append(one[0])
-            found.labels.append(one[1])
-            at += one[0] + -one[0] % 4
-            continue
-        try:
-            record = record_at(file, at, end)
-        except Damaged as fault:
-            found.faults.append((number, at, str(fault)))
-            at = next_record(file, at + 4, end)
-            continue
-        _keep(found, at, -1 - count if number is None else number, record, several)
-        at = record.after
-    for one in (*unmet, *range(known, len(index.starts))):
-        number = index.indices[one]
-        if found.first_identity is None or number < found.first_identity:
-            where = index.starts[one]
-            found.faults.append((number, where, f"the index names this record at byte {where:,}, where none begins"))
-    return found
-
-
-def _keep(found: _Found, at: int, number: int, record: Record, several: bool) -> None:
-    if record.size == 0 and record.flag >= 2:
-        found.ranges += 1
-        if at == 0 and record.labels[0] < 2**24:  # beyond, a float32 cannot hold every number
-            found.first_identity = int(record.labels[0]) if record.labels[0] > 0 else None
-        return
-    found.numbers.append(number)
-    found.starts.append(at)
-    found.sizes.append(record.size)
-    found.spans.append(WORDS.size + record.parts[0][1])
-    found.labels.append(record.labels[0])
-    if several:
-        found.more[number] = record.labels
-
-
 def listing(source: Source, options: "SetConfig") -> Listing:
     """All image records of all `.rec` files; named by `list.txt` or the `.lst` file, else `<label>/<number>.jpg`.
 
@@ -123,7 +59,7 @@ def listing(source: Source, options: "SetConfig") -> Listing:
     chosen = [path for path in sorted(files) if path.endswith(".rec") or source.single is not None]
     if not chosen:
         raise FormatError(f"{source.uri}: no `.rec` file here. Correct the set's `uri`.")
-    entries, used, ranges = Entries(options), set(chosen), 0
+    entries, used, ranges = Spans(source.uri, options), set(chosen), 0
     notes: list[str] = []
     for path in chosen:
         sides = {kind: _side(source, files, path, kind) for kind in (".idx", ".lst", "list.txt", "property")}
@@ -135,7 +71,7 @@ def listing(source: Source, options: "SetConfig") -> Listing:
         notes += _doubts(source, path, found, sides["property"])
     unlisted = Counter(PurePosixPath(path).suffix or "no extension" for path in files.keys() - used)
     unlisted["header or identity record"] += ranges
-    return Listing(entries=entries.made, unlisted=dict(sorted((+unlisted).items())), notes=notes)
+    return Listing(entries=entries.settle(), unlisted=dict(sorted((+unlisted).items())), notes=notes)
 
 
 def _side(source: Source, files: dict[str, File], path: str, kind: str) -> str | None:
@@ -154,15 +90,15 @@ def _side(source: Source, files: dict[str, File], path: str, kind: str) -> str |
     return None
 
 
-def _found(source: Source, file: File, sides: dict[str, str | None], several: bool) -> _Found:
+def _found(source: Source, file: File, sides: dict[str, str | None], several: bool) -> Found:
     if file.error is not None:
-        found = _Found()
+        found = Found()
         found.faults.append((None, 0, file.error))
         return found
     index = offsets(source, sides[".idx"]) if sides[".idx"] is not None else Offsets()
     try:
         with source.open(file.path) as stream:
-            return _scan(stream, file.size, index, several)
+            return scan(stream, file.size, index, several)
     except OSError as error:
         raise FormatError(f"{source.uri}: {file.path} cannot be read ({error.strerror or error}).") from error
 
@@ -172,38 +108,58 @@ def _named(source: Source, sides: dict[str, str | None]) -> Names:
     return names(source, path) if path is not None else Names()
 
 
-def _enter(entries: Entries, found: _Found, path: str, prefix: str, named: Names) -> None:
-    file = json.dumps(path)
+def _enter(entries: Spans, found: Found, path: str, prefix: str, named: Names) -> None:
+    numbers_N, starts_N, spans_N, sizes_N, images_N = found.joined()
+    values, codes_N = np.unique(found.labels(), return_inverse=True)
     # DCFace writes the label 0 into every header and the identity into the path.
-    constant = bool(named.paths) and len(set(found.labels)) <= 1
-    people = {label: None if constant else label_of(label) for label in set(found.labels)}
-    columns = (found.numbers, found.starts, found.sizes, found.spans, found.labels)
-    for number, start, size, span, label in zip(*columns, strict=True):
-        person = named.labels.get(number) or people.get(label)
-        name = named.paths.get(number) or f"{person}/{number if number >= 0 else f'at-{start}'}.jpg"
-        more = found.more.get(number) if found.more else None
-        own = {f"label_{at}": f"{one:g}" for at, one in enumerate(more)} if more else None
-        entries.add(prefix + name, size, place=f"[{file},{start},{span}]", label=person, attributes=own)
+    constant = bool(named.paths) and len(values) <= 1
+    people = pa.array([None if constant else label_of(one) for one in values.tolist()], pa.large_string())
+    labels = pa.DictionaryArray.from_arrays(as_arrow(codes_N.astype(np.int32)), people)
+    if named.labels:
+        labels = pc.coalesce(_told(named.labels, numbers_N), labels.dictionary_decode())
+    said = _text(numbers_N)
+    if len(numbers_N) and numbers_N.min() < 0:
+        said = pc.if_else(as_arrow(numbers_N < 0), written("at-", _text(starts_N)), said)
+    texts = labels.dictionary_decode() if pa.types.is_dictionary(labels.type) else labels
+    names = written(prefix, texts.fill_null("None"), "/", said, ".jpg")
+    if named.paths:
+        told = _told(named.paths, numbers_N)
+        names = pc.coalesce(written(prefix, told) if prefix else told, names)
+    more = enumerate(numbers_N.tolist()) if found.more else ()
+    several = {row: {f"label_{at}": f"{one:g}" for at, one in enumerate(found.more[number])} for row, number in more}
+    ranges = Ranges(file=path, begins=starts_N, ends=starts_N + spans_N, starts=images_N, sizes=sizes_N)
+    entries.add(ranges, names, labels, several)
+    refused = []
     for index, start, reason in found.faults:
         known = None if index is None else named.paths.get(index, f"{index}.jpg")
         remedy = "; get the file again" if "get the file" not in reason else ""
-        entries.add(f"{prefix}{known or f'damaged-at-{start}'}", 0, error=f"{reason}{remedy}")
+        refused.append((f"{prefix}{known or f'damaged-at-{start}'}", f"{reason}{remedy}"))
+    entries.refuse([name for name, _ in refused], [reason for _, reason in refused])
 
 
-def _doubts(source: Source, path: str, found: _Found, declared: str | None) -> Iterator[str]:
+def _told(texts: Mapping[int, str], numbers_N: NDArray[np.int64]) -> pa.Array:
+    return pa.array([texts.get(number) or None for number in numbers_N.tolist()], pa.large_string())
+
+
+def _text(numbers_N: NDArray[np.int64]) -> pa.Array:
+    return as_arrow(numbers_N).cast(pa.large_string())
+
+
+def _doubts(source: Source, path: str, found: Found, declared: str | None) -> Iterator[str]:
     """What does not fit what the file and its `property` say of themselves."""
-    images = len(found.numbers)
+    labels_N = found.labels()
+    images = len(labels_N)
     if found.first_identity is not None and found.first_identity != images + 1:
         yield f"{path} announces {found.first_identity - 1:,} images in its header record and holds {images:,}"
     if declared is None:
         return
     first = next(lines(source, declared), "").split(",")[0]
-    people = len(set(found.labels))
+    people = len(np.unique(labels_N))
     if first.isdecimal() and int(first[:18]) != people and images:
         yield f"{declared} announces {int(first[:18]):,} identities and {path} holds {people:,}"
 
 
-class RecordReader(Reader):
+class RecordReader(SpanReader):
     """Opens image records by `[file, offset, size of the first part with its two words]`."""
 
     def __init__(self, source: Source) -> None:
@@ -237,3 +193,17 @@ class RecordReader(Reader):
             if image is not None:
                 return image
         return super().read(place, version, limit)
+
+    def check(self, ranges: Ranges, rows: slice) -> Check:
+        """Records must begin with the magic, their length and their number of labels."""
+        begins_N = ranges.begins[rows]
+        lengths_N = ranges.ends[rows] - begins_N - WORDS.size
+        labels_N = (ranges.starts[rows] - begins_N - ONE.size) // 4
+        heads_N3 = np.stack([np.full_like(lengths_N, MAGIC), lengths_N, labels_N], axis=1).astype("<u4")
+
+        def spoiled(block: memoryview, base: int, low: int, high: int) -> list[int]:
+            found_N3 = pieces_of(block, begins_N[low:high] - base, 12).view("<u4")
+            rows: list[int] = np.flatnonzero((found_N3 != heads_N3[low:high]).any(axis=1)).tolist()
+            return rows
+
+        return spoiled

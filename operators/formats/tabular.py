@@ -7,7 +7,8 @@ import json
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, overload
+from io import BufferedIOBase
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,16 +17,16 @@ from numpy.typing import NDArray
 from operators.errors import FormatError
 from operators.formats.columns import Columns
 from operators.formats.indexes import label_of
-from operators.formats.listing import Entry, identity_of
+from operators.formats.listing import Entry, Lazy, identity_of, part_of
 from operators.formats.members import printable
 from operators.formats.naming import TEXT_BYTES, faults, joined, may_name, plain_names, stem_of, tidied, unique
-from operators.formats.reading import Reader
+from operators.formats.reading import Content, Reader
 
 if TYPE_CHECKING:
     from operators.formats import SetConfig
 
-BLOCK = 4096
-"""Entries made at once."""
+MET = 65_536
+"""Values of a column whose texts are remembered."""
 
 ENDINGS = {b"\xff\xd8\xff": ".jpg", b"\x89PNG": ".png", b"RIFF": ".webp", b"BM": ".bmp", b"P5": ".pgm", b"P6": ".ppm"}
 """Endings of images by their first bytes."""
@@ -53,6 +54,8 @@ class Texts:
     def __init__(self) -> None:
         self.values: list[str | None] = [None]
         self._known: dict[str | None, int] = {None: 0}
+        self._met: dict[Any, dict[object, int]] = {}
+        """Codes of values as they come, by their type and classes."""
         self._codes: list[NDArray[np.int32]] = []
         self._joined: NDArray[np.int32] | None = None
 
@@ -63,7 +66,15 @@ class Texts:
         values = column.dictionary
         if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
             values = values.cast(pa.large_binary())  # nobody has checked that it is UTF-8
-        own = [self._code(text_of(one, classes)) for one in values.to_pylist()]
+        known = self._met.setdefault((values.type, tuple(classes) if classes is not None else None), {})
+        own = []
+        for one in values.to_pylist():
+            code = known.get(one)
+            if code is None:
+                code = self._code(text_of(one, classes))
+                if len(known) < MET:
+                    known[one] = code
+            own.append(code)
         at = column.indices.fill_null(len(own)).to_numpy(zero_copy_only=False).astype(np.int64)
         self._codes.append(np.array([*own, 0], np.int32)[at])
         self._joined = None
@@ -94,7 +105,7 @@ def text_of(value: object, classes: Sequence[str] | None = None) -> str | None:
     return text if 0 < len(text) <= TEXT_BYTES else None
 
 
-class Rows(Sequence[Entry]):
+class Rows(Lazy):
     """The entries of all tables of a set."""
 
     def __init__(self, uri: str, options: "SetConfig") -> None:
@@ -110,6 +121,8 @@ class Rows(Sequence[Entry]):
         self.endings: Mapping[str, str] = {}
         """What the names of rows that have none end with, by file."""
         self._faults: dict[int, str] = {}
+        self._odd = np.zeros(0, np.int64)
+        """The rows of `_faults`."""
 
     def add(self, groups: Iterable[Group], columns: Columns, beside: Mapping[str, pa.Array]) -> None:
         """Append groups with the columns that stand beside them, which are as long as all groups together.
@@ -162,36 +175,34 @@ class Rows(Sequence[Entry]):
         self._files = []
         if self._names is not None:
             self._faults = dict(faults(self._names))
+            self._odd = np.array(sorted(self._faults), np.int64)
         return self._names is None
 
     def __len__(self) -> int:
         return self._count
 
-    @overload
-    def __getitem__(self, at: int) -> Entry: ...
-
-    @overload
-    def __getitem__(self, at: slice) -> Sequence[Entry]: ...
-
-    def __getitem__(self, at: int | slice) -> Entry | Sequence[Entry]:
-        if isinstance(at, int):
-            at = range(self._count)[at]
-            return self._made(at, at + 1)[0]
-        start, stop, step = at.indices(self._count)
-        return self._made(start, stop)[::step] if step > 0 else list(self)[at]
-
-    def __iter__(self) -> Iterator[Entry]:
-        for start in range(0, self._count, BLOCK):
-            yield from self._made(start, min(start + BLOCK, self._count))
-
-    def _made(self, start: int, stop: int) -> list[Entry]:
+    def made(self, start: int, stop: int) -> list[Entry]:
+        """The entries of rows `start` to `stop`."""
         made: list[Entry] = []
+        for group, first, low, high in self.parts(start, stop):
+            made += self._of_group(group, first, low, high)
+        return made
+
+    def parts(self, start: int, stop: int) -> Iterator[tuple[Group, int, int, int]]:
+        """The groups that rows `start` to `stop` lie in: the first row of each, and which of those rows are in it."""
         at = bisect_right(self._firsts, start) - 1
         while start < stop:
             end = min(stop, self._firsts[at] + self.groups[at].rows)
-            made += self._of_group(self.groups[at], self._firsts[at], start, end)
+            if start < end:
+                yield self.groups[at], self._firsts[at], start, end
             start, at = max(start, end), at + 1
-        return made
+
+    def unusual(self, group: Group, start: int, stop: int) -> bool:
+        """Whether any of the rows `start` to `stop`, all in `group`, is listed with a fault."""
+        if group.fault is not None or group.bytes > self._options.limits.max_member_bytes:
+            return True
+        low, high = np.searchsorted(self._odd, (start, stop))
+        return bool(low < high)
 
     def _of_group(self, group: Group, first: int, start: int, stop: int) -> list[Entry]:
         """Entries of rows `start` to `stop` of the set, which all lie in `group`."""
@@ -226,6 +237,40 @@ class Rows(Sequence[Entry]):
                 )
             )
         return made
+
+
+class RowReader(Reader):
+    """Reads rows of tables by the groups that they lie in, where their listing says which these are."""
+
+    def some(self, entries: Sequence[Entry], limit: int) -> Iterator[Sequence[Content]]:
+        """The rows of each group; those of a group that holds anything unusual one by one."""
+        part = part_of(entries)
+        if part is None or not isinstance(part.whole, Rows):
+            yield from super().some(entries, limit)
+            return
+        for group, first, start, stop in part.whole.parts(part.start, part.stop):
+            done = start
+            if not part.whole.unusual(group, start, stop):
+                try:
+                    file = self.held(group.file, self.source.version(group.file))
+                    for found in self.rows_of(group, file, start - first, stop - first, limit):
+                        yield found
+                        done += len(found)
+                except OSError:
+                    pass  # what is wrong with a row is said where it is read by itself
+            yield from super().some(part.whole[done:stop], limit)
+
+    def rows_of(
+        self, group: Group, file: BufferedIOBase, start: int, stop: int, limit: int
+    ) -> Iterator[Sequence[Content]]:
+        """Rows `start` to `stop` of a group, or fewer from the first on; the others are read one by one.
+
+        Raises
+        ------
+        OSError
+            If the next row cannot be read.
+        """
+        return iter(())
 
 
 def first_endings(reader: Reader, rows: Rows) -> Mapping[str, str]:

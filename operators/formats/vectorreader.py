@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from operators.formats import jsonlines
-from operators.formats.h5vectors import CHECKSUM, CHUNK_BYTES, DEFLATE, SHUFFLE
+from operators.formats.h5vectors import CHUNK_BYTES, unfiltered
 from operators.formats.ipc import Batch, Spot, batch_of, begin, extent, message_at, spots, whole
 from operators.formats.npyfiles import MAX_WIDTH
 from operators.formats.parquet import FAULTS
@@ -63,14 +63,32 @@ class VectorReader(Reader):
         self._chunk: tuple[tuple[Any, ...], bytes] | None = None
         self._arrow: dict[str, tuple[BufferedIOBase, list[Spot], int]] = {}
         self._batch: _Batch | None = None
+        self._near: tuple[str, str, str, list[Any]] | None = None
+        """What the place of the last record said up to its row: neighbours in the file differ in no more."""
 
     def path(self, place: str) -> str:
         """The file."""
-        return _parts(place)[0]
+        return self._parts(place)[0]
+
+    def _parts(self, place: str) -> tuple[str, str, list[Any]]:
+        before, _, row = place.rpartition(",")
+        if self._near is not None and self._near[0] == before and row[:-1].isdecimal() and row[-1] == "]":
+            return self._near[1], self._near[2], [*self._near[3], int(row[:-1])]
+        path, kind, rest = _parts(place)
+        if rest and type(rest[-1]) is int:
+            self._near = before, path, kind, rest[:-1]
+        return path, kind, rest
 
     def open(self, place: str, version: str | None = None) -> BufferedIOBase:
         """The vector as little-endian float32; OSError if it is not there or cannot be decoded."""
-        path, kind, rest = _parts(place)
+        return BytesIO(self._found(place, version))
+
+    def read(self, place: str, version: str | None, limit: int) -> bytes:
+        """The vector, at most `limit` + 1 bytes of it; OSError as `open` raises it."""
+        return self._found(place, version)[: limit + 1]
+
+    def _found(self, place: str, version: str | None) -> bytes:
+        path, kind, rest = self._parts(place)
         kinds: dict[str, Callable[..., NDArray[Any]]] = {
             "raw": self._raw,
             "deflated": self._deflated,
@@ -86,7 +104,7 @@ class VectorReader(Reader):
         except (TypeError, ValueError, OverflowError) as fault:
             raise OSError(STALE) from fault
         with np.errstate(over="ignore"):
-            return BytesIO(values.astype("<f4").tobytes())
+            return values.astype("<f4").tobytes()
 
     def close(self) -> None:
         """Close all files."""
@@ -98,8 +116,7 @@ class VectorReader(Reader):
 
     def _raw(self, path: str, file: BufferedIOBase, dtype: str, width: int, start: int, row: int) -> NDArray[Any]:
         size = _size(dtype, width)
-        file.seek(start + row * size)
-        return _values(file.read(size), dtype, width)
+        return _values(self.ahead(file, start + row * size, size), dtype, width)
 
     def _deflated(
         self, path: str, file: BufferedIOBase, dtype: str, width: int, head: int, start: int, packed: int, row: int
@@ -236,25 +253,6 @@ class _Batch:
     """All values, if they were compressed."""
     extent: tuple[int, int]
     """Where the values are, and their bytes."""
-
-
-def unfiltered(data: bytes, packed: int, size: int, code: int, itemsize: int) -> bytes:
-    """The values of an HDF5 chunk; `code` has a bit for each filter that it went through. OSError if it is damaged."""
-    if len(data) < packed:
-        raise OSError("the file ends inside a chunk: it is truncated; get it again")
-    if code >> CHECKSUM & 1:
-        data = data[:-4]
-    if code >> DEFLATE & 1:
-        decoder = zlib.decompressobj()
-        try:
-            data = decoder.decompress(data, size)
-        except zlib.error as fault:
-            raise OSError(f"a chunk cannot be unpacked: {fault}; get the file again") from fault
-    if len(data) != size:
-        raise OSError("a chunk is not as long as it should be: the file is damaged; get it again")
-    if code >> SHUFFLE & 1:
-        data = np.frombuffer(data, np.uint8).reshape(itemsize, -1).T.tobytes()
-    return data
 
 
 def _listed(scalar: Any) -> NDArray[Any]:

@@ -1,19 +1,33 @@
 """The readers of all forms against the usual library for each: `make bench-formats` (QUICK=1: under a minute).
 
 One set of images is written in every form. Ours: listing the set (recognising the form, checking and labelling every
-name) and reading every record's bytes through the form's reader, as `scan` does. Peers, in the same run, on the same
-files, in one thread each: a loop over zipfile, tarfile, webdataset, pyarrow, lmdb, h5py; for RecordIO a loop of one
-seek and read per record by the `.idx` file, as MXNet's Python reader does it; for TFRecord a loop over frames and
-features in Python, as the light readers do it. Both sides take each record's bytes and their length, and in a second
-pass also their SHA-256, as every scan does. In a third pass our side reads a set that was listed before, as embedding
-does. The peers verify no names, labels, checksums (but zipfile's) or limits; those of Arrow and LMDB take slices of a
-file that is mapped into memory.
+name) and reading every record's bytes through the form's reader, as `scan` does: as it lies in the file, many records
+at a time. Peers, in the same run, on the same files, in one thread each. Both sides take each record's bytes and their
+length, and in a second pass also their SHA-256, as every scan does. In a third pass our side reads a set that was
+listed before.
+
+What peers do not do: none tells names that occur twice, leads out (`..`) or that are too large, none hashes, and none
+goes on behind a damaged record. Besides:
+
+- folder (os.walk): asks no file for its size.
+- recordio, `.idx` loop: the least that reads such a file in Python, unpacking nothing but a header it then drops;
+  `mxnet-style`: what `MXIndexedRecordIO.read_idx` and `recordio.unpack` do for each record, multi-part records and
+  labels included, with dmlc-core's part of it in Python.
+- parquet, pyarrow: batches as Python objects. arrow, pyarrow: the same of a file that is mapped into memory.
+  `datasets` (where installed): a loop over `datasets.Dataset`, images left undecoded, prepared by the call before.
+- lmdb, cursor: zero copies of mapped memory until msgpack makes the image; `get by key`: as published loaders of such
+  sets index them.
+- tfrecord, frame loop: light readers' loop over frames and features; checks no checksum, as they do by default.
+
+Sets are never mapped into memory here: a file that shrinks meanwhile would end the process.
 
 Then listings of 1,000,000 records: seconds and peak memory of a fresh process. Forms can be named as arguments; LIST=0
 leaves the listings out, READ=0 the reading. The last line is JSON.
 """
 
 import hashlib
+import importlib
+import importlib.util
 import io
 import json
 import os
@@ -25,9 +39,11 @@ import tarfile
 import tempfile
 import time
 import zipfile
+from collections import namedtuple
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -67,7 +83,7 @@ def seconds(work: Callable[[], int]) -> float:
 HASHED = [False]
 
 
-def taken(data: bytes) -> int:
+def taken(data: Any) -> int:
     """What both sides do with a record: its length, and its digest where that is measured too."""
     if HASHED[0]:
         hashlib.sha256(data).digest()
@@ -82,8 +98,8 @@ def ours(uri: str) -> int:
 def read_entries(form: str, uri: str, entries: Sequence[Entry]) -> int:
     total = 0
     with reader(form, uri) as opened:
-        for entry in entries:
-            total += taken(opened.read(entry.place or entry.key, None, WHOLE))
+        for data in opened.each(entries, WHOLE):
+            total += taken(data)  # an error has no length
     return total
 
 
@@ -172,6 +188,47 @@ def read_recordio(folder: Path) -> int:
     return total
 
 
+IRHeader = namedtuple("IRHeader", "flag label id id2")
+"""As MXNet's recordio.py has it."""
+
+
+def read_recordio_mxnet(folder: Path) -> int:
+    """`for key in record.keys: header, image = unpack(record.read_idx(key))`."""
+    with open(folder / "train.idx") as file:
+        index = {int(key): int(at) for key, at in (line.strip().split("\t") for line in file)}
+    total = 0
+    with open(folder / "train.rec", "rb") as file:
+        for key in index:
+            file.seek(index[key])
+            _, image = _unpacked(_read_record(file))
+            total += taken(image)
+    return total
+
+
+def _read_record(file: Any) -> bytes:
+    """dmlc-core's `RecordIOReader::NextRecord`."""
+    parts: list[bytes] = []
+    while True:
+        magic, word = struct.unpack("<II", file.read(8))
+        assert magic == 0xCED7230A
+        flag, length = word >> 29 & 7, word & 0x1FFFFFFF
+        data = file.read(length)
+        file.read(-length % 4)
+        parts.append(data)
+        if flag in (0, 3):
+            return data if len(parts) == 1 else struct.pack("<I", magic).join(parts)
+
+
+def _unpacked(data: bytes) -> tuple[IRHeader, bytes]:
+    """MXNet's `recordio.unpack`."""
+    header = IRHeader(*struct.unpack("<IfQQ", data[:24]))
+    data = data[24:]
+    if header.flag > 0:
+        header = header._replace(label=np.frombuffer(data, np.float32, header.flag))
+        data = data[header.flag * 4 :]
+    return header, data
+
+
 def _table() -> pa.Table:
     found = list(images())
     rows = pa.array([{"bytes": data, "path": name[4:]} for name, data in found], IMAGE)
@@ -204,6 +261,25 @@ def read_arrow(folder: Path) -> int:
     return total
 
 
+def _read_datasets(kind: str, file: Path) -> int:
+    """Rows of a Hugging Face dataset whose images are left as they are stored."""
+    datasets = importlib.import_module("datasets")
+    datasets.disable_progress_bars()
+    if kind == "arrow":
+        made = datasets.Dataset.from_file(str(file))
+    else:
+        made = datasets.Dataset.from_parquet(str(file), cache_dir=str(file.parent.parent / f"{file.parent.name}-cache"))
+    return sum(taken(row["image"]["bytes"]) for row in made)
+
+
+def read_parquet_datasets(folder: Path) -> int:
+    return _read_datasets("parquet", folder / "train-00000-of-00001.parquet")
+
+
+def read_arrow_datasets(folder: Path) -> int:
+    return _read_datasets("arrow", folder / "data-00000-of-00001.arrow")
+
+
 def write_lmdb(folder: Path) -> None:
     import lmdb
     import msgpack
@@ -225,6 +301,19 @@ def read_lmdb(folder: Path) -> int:
     ):
         for _, value in transaction.cursor():
             total += taken(msgpack.unpackb(value)[0])
+    return total
+
+
+def read_lmdb_get(folder: Path) -> int:
+    """`for i in range(n): msgpack.unpackb(transaction.get(key(i)))`."""
+    import lmdb
+    import msgpack
+
+    total = 0
+    with lmdb.open(str(folder / "set.lmdb"), subdir=False, readonly=True, lock=False, readahead=False) as env:
+        for at in range(COUNT):
+            with env.begin() as transaction:
+                total += taken(msgpack.unpackb(transaction.get(b"%d" % at))[0])
     return total
 
 
@@ -312,17 +401,29 @@ PEERS = {
     "recordio": ".idx loop",
     "parquet": "pyarrow",
     "arrow": "pyarrow",
-    "lmdb": "lmdb",
+    "lmdb": "cursor",
     "hdf5": "h5py",
     "tfrecord": "frame loop",
 }
+OTHERS = {
+    "recordio": ("mxnet-style", read_recordio_mxnet, None),
+    "parquet": ("datasets", read_parquet_datasets, "datasets"),
+    "arrow": ("datasets", read_arrow_datasets, "datasets"),
+    "lmdb": ("get by key", read_lmdb_get, None),
+}
+"""Second peers, and the package that one needs."""
 
 
 def compare(form: str) -> list[tuple[float, float]]:
-    """Records a second of ours and of the peer: without and with digests, and where the set was listed before."""
+    """Records a second of ours and of the peer: without and with digests, and where the set was listed before.
+
+    Last, of our listing with reading once more, and of the second peer (0 where there is none).
+    """
     found = []
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    with tempfile.TemporaryDirectory() as top:
+        folder = Path(top, "set")
+        folder.mkdir()
+        name = str(folder)
         globals()[f"write_{form}"](folder)
         for HASHED[0] in (False, True):
             peer = seconds(lambda: globals()[f"read_{form}"](folder))
@@ -330,6 +431,9 @@ def compare(form: str) -> list[tuple[float, float]]:
         HASHED[0] = False
         kind, listing = listed(SetConfig(uri=name))
         found.append((COUNT / seconds(lambda: read_entries(kind, name, listing.entries)), found[0][1]))
+        _, read, package = OTHERS.get(form, ("", None, None))
+        there = read is not None and (package is None or importlib.util.find_spec(package) is not None)
+        found.append((found[0][0], COUNT / seconds(lambda: read(folder)) if read is not None and there else 0.0))
     return found
 
 
@@ -392,17 +496,22 @@ def main() -> None:
     packages = ", ".join(f"{name} {version(name)}" for name in ("pyarrow", "webdataset", "lmdb", "h5py", "numpy"))
     print(f"{processor}, one thread, Python {platform.python_version()}, {packages}")
     print(f"{COUNT:,} records of {MEAN_BYTES:,} bytes on average, files in the page cache; best of {REPEATS}")
-    ratios, with_digests, of_reading, listings = {}, {}, {}, {}
+    ratios, second, with_digests, of_reading, listings = {}, {}, {}, {}, {}
     if os.environ.get("READ") != "0":
         heads = f"{'form':>10} {'peer':>10} {'peer/s':>10} {'ours/s':>10} {'ratio':>6} {'hashed/s':>10} {'ratio':>6}"
         print(f"{heads} {'read/s':>10} {'ratio':>6}")
         for form in wanted:
-            (own, peer), (hashed, peer_hashed), (read, _) = compare(form)
+            (own, peer), (hashed, peer_hashed), (read, _), (_, other) = compare(form)
             of_reading[form] = round(read / peer, 2)
             ratios[form], with_digests[form] = round(own / peer, 2), round(hashed / peer_hashed, 2)
             line = f"{form:>10} {PEERS[form]:>10} {peer:>10,.0f} {own:>10,.0f} {own / peer:>6.2f}"
             line = f"{line} {hashed:>10,.0f} {hashed / peer_hashed:>6.2f}"
             print(f"{line} {read:>10,.0f} {read / peer:>6.2f}", flush=True)
+            if form in OTHERS and not other:
+                print(f"{'':>10} {OTHERS[form][0]:>11} is not installed: pip install {OTHERS[form][2]}")
+            elif form in OTHERS:
+                second[form] = round(own / other, 2)
+                print(f"{'':>10} {OTHERS[form][0]:>11} {other:>9,.0f} {own:>10,.0f} {own / other:>6.2f}", flush=True)
     if os.environ.get("LIST") != "0":
         print(f"listing {ENTRIES:,} records: seconds, and peak memory of the process")
         for form in [one for one in ("folder", "zip", "tar", "recordio", "parquet") if one in wanted]:
@@ -411,6 +520,7 @@ def main() -> None:
     figures = {
         "bench": "formats",
         "ratios": ratios,
+        "ratios_of_second_peers": second,
         "ratios_with_digests": with_digests,
         "ratios_of_reading": of_reading,
     }

@@ -1,6 +1,7 @@
 """Ready vectors become the embeddings that NumPy makes of them, and bad ones become rows that say why."""
 
 import hashlib
+import json
 from io import BytesIO
 
 import numpy as np
@@ -94,3 +95,13 @@ def test_vectors_that_changed_or_cannot_be_read_are_rows(made) -> None:
 def test_a_unit_of_another_contract_is_refused() -> None:
     with pytest.raises(Exception, match="units/2"):
         embedded(pa.table({"unit": ["u"]}), 4)
+
+
+def test_vectors_are_read_as_they_lie_in_their_files(made, monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    plain = Given.open
+    monkeypatch.setattr(Given, "open", lambda self, place, version=None: order.append(place) or plain(self, place))
+    places = [f'["a{at % 2}.npz","raw",{at}]' for at in range(12)]
+    rows = made({place: raw(at + 1, 0, 0, 0) for at, place in enumerate(places)})
+    assert order == sorted(places, key=json.loads)
+    assert [row["norm"] for row in rows] == [float(places.index(row["key"]) + 1) for row in rows]

@@ -17,7 +17,7 @@ import pytest
 
 from operators.errors import FormatError
 from operators.formats import SetConfig, module, reader
-from operators.formats.listing import Listing
+from operators.formats.listing import Listing, part_of
 from operators.formats.reading import Reader
 from operators.sources import open_source
 
@@ -125,12 +125,14 @@ def _read(form: str, options: SetConfig, listing: Listing, max_bytes: int) -> tu
     "".join(keys).encode()  # what cannot be stored must not get this far
     read = failed = 0
     with reader(form, options.uri) as opened:
-        for entry in listing.entries:
+        at_once = _at_once(opened, listing, max_bytes)
+        for row, entry in enumerate(listing.entries):
             if entry.error is not None:
                 failed += 1
                 continue
             place = entry.place if entry.place is not None else entry.key
             whole = _whole(opened, place, max_bytes)
+            assert at_once is None or at_once[row] == whole, f"{form}: {place} differs among others"
             failed += whole is None
             if whole is None and failed > COMPARED:
                 continue
@@ -146,6 +148,16 @@ def _read(form: str, options: SetConfig, listing: Listing, max_bytes: int) -> tu
             assert whole == (None if parts is None else b"".join(parts)), f"{form}: {place} differs in one piece"
             assert whole is None or opened.read(place, None, 6) == whole[:7], f"{form}: {place} is not bounded"
     return read, failed
+
+
+def _at_once(opened: Reader, listing: Listing, limit: int) -> list[bytes | None] | None:
+    """All records as they come one after another, where the form has a way of its own to do that."""
+    if part_of(listing.entries) is None:
+        return None
+    found = [None if isinstance(one, OSError) else bytes(one) for one in opened.each(listing.entries, limit)]
+    assert len(found) == len(listing.entries)
+    assert all(one is None for one, entry in zip(found, listing.entries, strict=True) if entry.error is not None)
+    return found
 
 
 def _whole(opened: Reader, place: str, limit: int) -> bytes | None:

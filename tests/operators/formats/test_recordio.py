@@ -2,6 +2,7 @@
 
 import json
 import math
+import random
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -264,6 +265,31 @@ def test_recognised_by_content(tmp_path: Path) -> None:
     assert recognised(tmp_path / "d.txt")
     put(tmp_path, [header(1, 0) + JPEG])
     assert recognised(tmp_path)
+
+
+@pytest.mark.parametrize("indexed", [True, False])
+def test_many_records_of_every_kind_one_after_another(tmp_path: Path, indexed: bool) -> None:
+    rng = random.Random(0)
+    images, records = {}, [header(0, 0, 2, 1000, 1003)]
+    for at in range(1, 1000):
+        image = b"\xff\xd8\xff" + rng.randbytes(rng.randrange(60)) + (MAGIC * 2 + b"xyz" if at % 130 == 0 else b"")
+        several = at % 3 == 0
+        records.append((header(99, at, 2, at % 50, 0.5) if several else header(at % 50, at)) + image)
+        images[f"{at % 50}/{at}.jpg"] = image
+    records += [header(0, 1000 + at, 2, at, at) for at in range(3)]
+    offsets = put(tmp_path, records, index=list(range(len(records))) if indexed else None)
+    found = listed(tmp_path)
+    assert read(tmp_path, found.entries) == images
+    assert [entry.identity for entry in found.entries] == [key.split("/")[0] for key in images]
+    assert (found.unlisted, found.notes) == ({"header or identity record": 4}, [])
+    whole = bytearray((tmp_path / "train.rec").read_bytes())
+    for at in (100, 101, 500):
+        whole[offsets[at]] ^= 1
+    (tmp_path / "train.rec").write_bytes(whole)
+    again = listed(tmp_path)
+    left = [image for key, image in images.items() if key not in ("0/100.jpg", "1/101.jpg", "0/500.jpg")]
+    assert list(read(tmp_path, again.entries).values()) == left
+    assert len(faults(again)) == 2 + indexed  # without an index, two that touch are one gap
 
 
 def test_a_folder_without_records_is_refused(tmp_path: Path) -> None:

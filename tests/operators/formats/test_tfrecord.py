@@ -1,5 +1,6 @@
 """TFRecord: files of two independent writers, and messages made by the protobuf library, read back byte for byte."""
 
+import random
 import struct
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -253,6 +254,31 @@ def test_limits_hold_for_sizes_and_fields(tmp_path: Path) -> None:
     assert "limits.max_member_bytes" in found["a-00000000"]
     assert "more than 65,536 fields" in found["a-00000001"]
     assert "a number does not end" in found["a-00000002"]
+
+
+def test_many_records_of_several_layouts_are_those_that_protobuf_wrote(tmp_path: Path) -> None:
+    rng = random.Random(0)
+    messages, truth = [], {}
+    for at in range(400):
+        image = b"\xff\xd8\xff" + rng.randbytes(rng.choice((0, 9, 90, 300, 20_000)))
+        label = rng.choice((at, -at, 2**40 + at, 127, 128))
+        kinds: list[dict[str, Any]] = [
+            {"image__encoded": image, "image__class__label": label},
+            {"image__encoded": image, "image__class__label": label, "scores": [1.5, 2.5], "note": "é".encode()},
+            {"image": image, "label": float(label)},
+            {"jpg": image, "label": str(label).encode(), "image__height": 112, "more": [1, 2, 3] * 9},
+            {"other": image, "a": b"x", "label": label},
+        ]
+        chosen = at * 5 // 400 if at % 7 else rng.randrange(5)
+        messages.append(example(**kinds[chosen]))
+        text = f"{int(struct.unpack('<f', struct.pack('<f', label))[0])}" if chosen == 2 else str(label)
+        truth[f"{text}/a-{at:08d}"] = image
+    put(tmp_path / "a.tfrecord", *messages)
+    found = listed(tmp_path)
+    assert read(tmp_path, found.entries) == truth
+    assert {e.identity for e in found.entries} == {key.split("/")[0] for key in truth}
+    slow = listed(tmp_path, attributes=["note"])  # attributes have every record looked at by itself
+    assert {e.key: (e.place, e.identity) for e in slow.entries} == {e.key: (e.place, e.identity) for e in found.entries}
 
 
 def test_recognised_by_content(tmp_path: Path) -> None:
