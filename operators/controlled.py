@@ -193,7 +193,7 @@ def controlled(found: People, config: EvidenceConfig) -> Controlled:
         tried,
         found.images,
         neutral=config.neutral,
-        groups_matched=None if found.group_U is None else True,
+        groups_matched=None if config.group is None else True,
     )
     p_U, q_U = np.full((2, len(found.eligible_U)), np.nan)
     members = found.eligible_U & (found.persons.arm_U == MEMBER)

@@ -47,12 +47,12 @@ class Encoder:
         return bool((found.view(np.uint32) == found[:1].view(np.uint32)).all())
 
     def embed(self, faces: pa.Table) -> pa.Table:
-        """Rows of the embeddings contract, one per row of FACE, in the same order; equal images are embedded once."""
+        """Rows of the embeddings contract, one per row of FACE, in the same order; equal faces are embedded once."""
         ready = np.asarray(pc.equal(faces["status"], "ok"))
         ok = faces.filter(pa.array(ready))
-        _, first, copy_of = np.unique(
-            ok["digest"].to_numpy(zero_copy_only=False), return_index=True, return_inverse=True
-        )
+        number = pc.fill_null(ok["face"], 1).cast(pa.string())
+        which = pc.binary_join_element_wise(ok["digest"], number, "#")
+        _, first, copy_of = np.unique(which.to_numpy(zero_copy_only=False), return_index=True, return_inverse=True)
         order = np.argsort(first)  # in the order in which they come
         raw = self.backbone(crops(ok.take(pa.array(first[order])), self.alignment))[np.argsort(order)[copy_of]]
         made_ND, norms, usable = vectors.normalise(raw)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from operators.alignment import ARCFACE, align, alignment, realign
 from operators.detectors import Detection, YuNet
 from operators.errors import SchemaMismatch
+from operators.face_rows import image_rows
 from operators.formats import reader
 from operators.formats.reading import Reader
 from operators.images import ImageFault, ImageLimits, decode
@@ -32,7 +33,7 @@ log = logging.getLogger(__name__)
 DETECTORS: dict[str, type[YuNet] | type[Scrfd]] = {"yunet": YuNet, "scrfd": Scrfd}
 """What `faces.kind` may be."""
 
-SEVERAL = ("largest", "largest_central", "reject")
+SEVERAL = ("largest", "largest_central", "reject", "all")
 
 TOGETHER = 64
 """Encoded images held at once."""
@@ -57,7 +58,10 @@ class FaceConfig:
     """Faces whose box has a shorter side of fewer pixels are passed over; an image with no other is `too_small`."""
     several: str = "largest"
     """When an image holds several faces: `largest` takes the biggest, `largest_central` weighs size against distance
-    from the centre (`operators.detectors.Detection.centrality`), `reject` refuses the image."""
+    from the centre (`operators.detectors.Detection.centrality`), `reject` refuses the image. `all` audits the
+    largest as `largest` does, and every other face too, as a person without a label (`operators.face_rows`)."""
+    most_faces: int = 32
+    """Of `several=all`: so many faces of an image at most, the largest. It bounds the memory that a crowd takes."""
     longest_side: int = 640
     """Pixels of the longest side during detection; alignment always uses the full image."""
     limits: ImageLimits = field(default_factory=ImageLimits)
@@ -72,6 +76,8 @@ class FaceConfig:
             raise ValueError(f"kind must be one of {', '.join(DETECTORS)}. Got {self.kind!r}.")
         if self.several not in SEVERAL:
             raise ValueError(f"several must be one of {', '.join(SEVERAL)}. Got {self.several!r}.")
+        if self.most_faces < 1:
+            raise ValueError(f"most_faces must be at least 1. Got {self.most_faces}.")
         if self.min_face < 0:
             raise ValueError(f"min_face must be 0 or more. Got {self.min_face}.")
         if not 0 < self.min_score < 1:
@@ -134,8 +140,7 @@ class FacePreparation:
                     new.setdefault(member["digest"], data)
             known |= zip(new, self._prepared(list(new.values())), strict=True)
             for member, data in zip(part, read, strict=True):
-                made = known[member["digest"]] if isinstance(data, bytes) else data
-                yield {name: member[name] for name in ("key", "identity", "digest")} | {"status": "ok"} | made
+                yield from image_rows(member, known[member["digest"]] if isinstance(data, bytes) else data)
 
     def _read(self, opened: Reader, member: dict[str, Any]) -> bytes | dict[str, Any]:
         """The encoded image, or the status and error of one that cannot be read."""
@@ -183,6 +188,8 @@ class FacePreparation:
     def prepare(self, data: bytes) -> dict[str, Any]:
         """Face columns of one encoded image: crops, box, landmarks, score, number of faces and quality.
 
+        With `several=all`, `further` are those of its further faces.
+
         Raises
         ------
         ImageFault
@@ -195,18 +202,31 @@ class FacePreparation:
                 raise ImageFault("not_aligned", f"{size} pixels; `aligned` takes 112 x 112. Use faces.mode=detect")
             return {"faces_found": 1} | self._crops(image, partial(realign, image))
         found = self.detector(image)
-        face = self._choose(found, *image.shape[:2])
-        try:
-            crop = align(image, face.landmarks_52)
-        except ValueError as error:
-            raise ImageFault("no_face", f"the detected face cannot be aligned: {error}") from error
-        return {
-            "faces_found": len(found),
-            "detector_score": face.score,
-            "box": face.box_4.tolist(),
-            "landmarks": face.landmarks_52.ravel().tolist(),
-            "face_size": face.size,
-        } | self._crops(crop, partial(align, image, face.landmarks_52))
+        first, *others = self._cut_out(image, self._chosen(found, *image.shape[:2]))
+        for one in (first, *others):
+            one["faces_found"] = len(found)
+        return first | ({"further": others} if others else {})
+
+    def _cut_out(self, image: NDArray[np.uint8], faces: Sequence[Detection]) -> list[dict[str, Any]]:
+        """The columns of those faces that can be aligned, of one at least; ImageFault where none can."""
+        made: list[dict[str, Any]] = []
+        why = ""
+        for face in faces:
+            try:
+                crop = align(image, face.landmarks_52)
+            except ValueError as error:
+                why = str(error)
+                continue
+            about = {
+                "detector_score": face.score,
+                "box": face.box_4.tolist(),
+                "landmarks": face.landmarks_52.ravel().tolist(),
+                "face_size": face.size,
+            }
+            made.append(about | self._crops(crop, partial(align, image, face.landmarks_52)))
+        if not made:
+            raise ImageFault("no_face", f"the detected face cannot be aligned: {why}")
+        return made
 
     def _crops(self, crop_HWC: NDArray[np.uint8], other: Callable[[str], NDArray[np.uint8]]) -> dict[str, Any]:
         """The columns made from the ArcFace crop, and from `other` crops by the names of their alignments."""
@@ -214,8 +234,8 @@ class FacePreparation:
         columns = {self.columns[name]: pixels.tobytes() for name, pixels in crops.items()}
         return {"sharpness": sharpness(crop_HWC), **columns}
 
-    def _choose(self, found: list[Detection], height: int, width: int) -> Detection:
-        """The face to audit of those found in an image of this size; ImageFault where there is none."""
+    def _chosen(self, found: list[Detection], height: int, width: int) -> list[Detection]:
+        """The faces to audit of those found in an image of this size: one, but for `all`; ImageFault if none."""
         if not found:
             raise ImageFault("no_face", f"no face with a score of {self.config.min_score} or more")
         usable = [face for face in found if face.size >= self.config.min_face]
@@ -227,8 +247,9 @@ class FacePreparation:
         if len(usable) > 1 and self.config.several == "reject":
             raise ImageFault("several_faces", f"{len(usable)} faces; faces.several is 'reject'")
         if self.config.several == "largest_central":
-            return max(usable, key=lambda face: face.centrality(height, width))
-        return max(usable, key=lambda face: face.area)
+            return [max(usable, key=lambda face: face.centrality(height, width))]
+        several = self.config.most_faces if self.config.several == "all" else 1
+        return sorted(usable, key=lambda face: -face.area)[:several]
 
 
 def open_detector(config: FaceConfig) -> YuNet | Scrfd:

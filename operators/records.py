@@ -1,7 +1,8 @@
 """The contracts of prepared and embedded images, and how a unit of them is opened and closed.
 
-One row per image, failed images included, in the order in which the unit lists them. Columns that come with a face are
-null where there is none.
+One row per image, failed images included, in the order in which the unit lists them; with `faces.several=all` a row for
+each further face of the image follows (`operators.face_rows`). Columns that come with a face are null where there is
+none.
 """
 
 from typing import Any
@@ -32,6 +33,7 @@ _IMAGE = [
 FACE = pa.struct(
     [
         *_IMAGE,
+        pa.field("face", pa.int32()),  # 1 for an image's first row; further faces (`faces.several=all`) count up
         # Aligned RGB faces, row-major uint8; null unless status is ok and the alignment was asked for. Not of fixed
         # size: a null would then take as much room as a face.
         *(pa.field(column, pa.binary()) for column in CROP_COLUMNS.values()),
@@ -40,13 +42,13 @@ FACE = pa.struct(
 
 FACES = Table(
     name="faces",
-    version=2,
+    version=3,
     schema=pa.schema([pa.field("unit", pa.string()), pa.field("faces", pa.list_(FACE))]),
 )
 
 
 def embeddings(width: int) -> Table:
-    """The contract of embeddings with `width` components: one row per image, failed images included."""
+    """The contract of embeddings with `width` components: one row per image, or face, failed images included."""
     return Table(
         name="embeddings",
         version=2,

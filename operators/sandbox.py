@@ -30,8 +30,8 @@ from typing import BinaryIO, Generic, Literal, Self, TypeVar
 T = TypeVar("T")
 R = TypeVar("R")
 
-START_SECONDS = 300.0
-"""Time limit of `build`."""
+START_SECONDS, STARTS = 300.0, 3
+"""Time limit of `build`, and so many children in a row may be ended from outside before they are ready."""
 STEP_SECONDS = 1.0
 """The clock never runs further than this at once, so a pause of the whole machine blames nobody."""
 AHEAD_ITEMS, AHEAD_BYTES = 8, 2**19
@@ -62,7 +62,7 @@ class Sandbox(Generic[T, R]):
     """
 
     _child: "_Child | None" = None
-    _busy = False
+    _busy, _unready = False, 0
 
     def __init__(self, build: Callable[[], Callable[[T], R]], *, seconds: float, memory_bytes: int | None) -> None:
         """Note what to run; `start` or the first `map` starts the child.
@@ -90,8 +90,7 @@ class Sandbox(Generic[T, R]):
         """
         if self._busy:
             raise RuntimeError("a sandbox serves one `map` at a time. Finish the first one, or make two sandboxes.")
-        self._busy = True
-        done, doubted = 0, -1
+        self._busy, done, doubted = True, 0, -1
         try:
             while done < len(items):
                 for value in self._until_loss(items, done):
@@ -99,7 +98,7 @@ class Sandbox(Generic[T, R]):
                     yield value
                 if done < len(items):
                     fault = self._verdict(second=doubted == done)
-                    doubted = done
+                    doubted = doubted if self._unready else done
                     if fault is not None:
                         done += 1
                         yield fault
@@ -129,10 +128,14 @@ class Sandbox(Generic[T, R]):
             raise pickle.loads(child.words[ERROR])  # noqa: S301 - from this process's own child
         if TEXT in child.words:
             raise RuntimeError(child.words[TEXT].decode())
-        if READY not in child.words:
+        outside = -child.process.returncode in OUTSIDE and not child.late
+        self._unready = 0 if READY in child.words else self._unready + 1
+        if self._unready and outside and self._unready < STARTS:
+            return None
+        if self._unready:
             wrote = child.tail.decode("utf-8", "backslashreplace").strip() or "nothing"
             raise RuntimeError(f"the sandbox's child process {child.end()} before it was ready. It wrote: {wrote}")
-        if not second and (child.latest != BEGIN or (-child.process.returncode in OUTSIDE and not child.late)):
+        if not second and (child.latest != BEGIN or outside):
             return None
         return Fault(status="timed_out" if child.late else "crashed", reason=f"its process {child.end()}")
 
@@ -268,12 +271,10 @@ def _last_words(outlet: BinaryIO, kind: type[BaseException], error: BaseExceptio
     """Tell the parent of an exception that nobody caught; first in words, which cannot fail."""
     try:
         if isinstance(error, MemoryError):
-            _tell(outlet, MEMORY)
-            return
+            return _tell(outlet, MEMORY)
         _tell(outlet, TEXT, f"{kind.__name__}: {error}".encode("utf-8", "backslashreplace"))
         error.add_note("In the sandbox's child process:\n" + "".join(traceback.format_tb(at)))
-        message = pickle.dumps(error)
-        pickle.loads(message)  # noqa: S301 - some exceptions can be pickled but not restored
+        pickle.loads(message := pickle.dumps(error))  # noqa: S301 - some can be pickled but not restored
         _tell(outlet, ERROR, message)
     finally:
         os._exit(1)
@@ -289,8 +290,7 @@ def _leave_nothing(lifeline: int) -> None:
     fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(lifeline, fcntl.F_SETSIG, signal.SIGKILL)
     fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
-    watch = select.poll()
-    watch.register(lifeline, 0)
+    (watch := select.poll()).register(lifeline, 0)
     if watch.poll(0):  # gone already
         os._exit(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

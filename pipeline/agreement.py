@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from operators import translation, vectors
 from operators.backbones import BackboneConfig
 from operators.errors import CapacityError
-from operators.tables import DISAGREEMENTS, UNITS
+from operators.tables import DISAGREEMENTS
 from operators.translation import Translation
 from pipeline.calibrate import set_columns
 from pipeline.embed import unit_store
+from pipeline.face_units import face_units
 from pipeline.stage import Run
 
 FITTED_ON = ("anchor", "placebo")
@@ -82,7 +83,7 @@ def _both(
     stores = unit_store(run, first), unit_store(run, second)
     rows: list[NDArray[np.int64]] = []
     sides: tuple[list[NDArray[np.float16]], list[NDArray[np.float16]]] = ([], [])
-    for unit in run.table("scan", role, UNITS).select(["unit", "first_row"]).to_pylist():
+    for unit in face_units(run, role).select(["unit", "first_row"]).to_pylist():
         columns = [store.read(unit["unit"], ["vector"])["vector"].combine_chunks() for store in stores]
         both = np.asarray(columns[0].is_valid()) & np.asarray(columns[1].is_valid())
         rows.append(unit["first_row"] + np.flatnonzero(both))

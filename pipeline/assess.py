@@ -37,11 +37,13 @@ from pipeline.calibrate import calibrate, set_columns
 from pipeline.catalogue import embedder_sets, overlaps
 from pipeline.classes import same_classes
 from pipeline.embed import unit_store
+from pipeline.face_units import rejected_images, seen
 from pipeline.gathering import gather
 from pipeline.plant import planted_recall
 from pipeline.review_results import reviewed
 from pipeline.search import results
 from pipeline.stage import Run, fingerprint
+from pipeline.summary_schema import SUMMARY
 from pipeline.tiers import judged
 from pipeline.translated import cautions, told
 
@@ -186,16 +188,21 @@ def _summary(run: Run, about: Mapping[str, Any], arms: Mapping[str, Any], person
         listed, status = run.commit("scan", role).facts, dict(run.commit("embed", role).facts["status"])
         audited = status.pop("ok", 0)
         counts = {"images": listed["images"], "audited": audited, "identities": listed["identities"]}
+        faces = seen(run, role)
+        if faces is not None and run.config.faces.several == "all":  # the status is of faces, these are of images
+            counts["audited"], status = faces["images"], rejected_images(run, role)
         sets[role] = {
             "uri": one.uri,
             "form": listed["form"],
             "notes": listed["notes"],
             **counts,
             "rejected": status,
+            "faces": faces,
             "unlisted": listed["unlisted"],
         }
     embedder, translation = run.config.embedder, told(run, unit_store(run))
     return {
+        "schema": SUMMARY,
         "title": run.config.title,
         "warnings": [*_warnings(run), *cautions(translation)],
         "sets": sets,

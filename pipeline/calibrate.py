@@ -14,6 +14,7 @@ from operators import calibration, leakage, vectors
 from operators.calibration import Threshold
 from operators.tables import UNITS
 from pipeline.embed import unit_store
+from pipeline.face_units import face_numbers
 from pipeline.stage import Run
 
 FINEST_FMR = 1e-6
@@ -24,7 +25,7 @@ COLUMNS = ("key", "identity", "digest", "box")
 
 
 def set_columns(run: Run, role: str, columns: Sequence[str] = COLUMNS) -> pa.Table:
-    """Some columns of a set's embeddings, one row per listed image in row-number order."""
+    """Some columns of a set's embeddings, one row per listed image, or face, in row-number order."""
     store = unit_store(run)
     units = run.table("scan", role, UNITS)
     return pa.concat_tables([store.read(name, columns) for name in units["unit"].to_pylist()]).combine_chunks()
@@ -72,7 +73,10 @@ def _sample(run: Run, training: pa.Table) -> tuple[NDArray[np.float16], NDArray[
         store.read(name, ["vector"])["vector"] for name in run.table("scan", "training", UNITS)["unit"].to_pylist()
     ]
     stored = pa.chunked_array([chunk for column in columns for chunk in column.chunks])
-    usable = np.flatnonzero(np.asarray(stored.is_valid()))
+    first_N = np.ones(len(training), bool)
+    if run.config.faces.several == "all":  # further faces have no label, and one person may be in many pictures
+        first_N = face_numbers(run, "training") == 1
+    usable = np.flatnonzero(np.asarray(stored.is_valid()) & first_N)
     chosen = np.random.default_rng(run.config.assess.seed).permutation(usable)[: run.config.assess.calibration_images]
     rows = np.sort(chosen)
     labels = [
@@ -83,7 +87,7 @@ def _sample(run: Run, training: pa.Table) -> tuple[NDArray[np.float16], NDArray[
     return (
         vectors.from_arrow(stored.take(pa.array(rows))),
         person_N.astype(np.int64),
-        training["identity"].null_count == 0,
+        training["identity"].filter(pa.array(first_N)).null_count == 0,
     )
 
 

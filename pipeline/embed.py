@@ -23,13 +23,15 @@ import pyarrow.compute as pc
 from cluster.faults import ClusterError, IncompleteTable, StorageError
 from cluster.pool import original_errors
 from cluster.resources import Resources
-from cluster.storage import Commit, Store, to_json
+from cluster.storage import Commit, Place, Store, to_json
 from operators.backbones import BackboneConfig, address
 from operators.encoder import Encoder
 from operators.errors import FormatError
+from operators.face_rows import Further, expanded, rows_of
 from operators.faces import PREPARATION_VERSION, FaceConfig, FacePreparation
 from operators.records import embeddings
 from operators.tables import REJECTS, UNITS
+from pipeline.earlier import keep_units, units_before
 from pipeline.models import obtained
 from pipeline.progress import Progress
 from pipeline.ready_units import take_ready
@@ -88,6 +90,7 @@ def embed(run: Run) -> None:
         facts["images"], facts["units"] = images, wanted.num_rows
         facts["embedded_now"] = sum(map(len, pending["members"]))
         if pending.num_rows:
+            unit_store(run).make_key()
             for model in models:
                 unit_store(run, model).sweep()
             pending, foreign = apart(run, pending)
@@ -102,10 +105,12 @@ def embed(run: Run) -> None:
             facts[f"model {model.name}"] = {role: _close(run, role, table, model) for role, table in units.items()}
         for role, table in units.items():
             facts[role] = _close(run, role, table, models[0])
+        keep_units(run, units)
         if run.config.sets.foreign():
             facts["translation"] = told(run, unit_store(run))
         audited = sum(facts[role]["status"]["ok"] for role in units)
-        log.info("embed: %s of %s images audited", f"{audited:,}", f"{images:,}")
+        what = f"{audited:,} faces" if run.config.faces.several == "all" else f"{audited:,}"
+        log.info("embed: %s of %s images audited", what, f"{images:,}")
 
 
 def unit_store(run: Run, model: BackboneConfig | None = None) -> Store:
@@ -115,7 +120,8 @@ def unit_store(run: Run, model: BackboneConfig | None = None) -> Store:
 
 def embedding_key(embedder: BackboneConfig, faces: FaceConfig) -> str:
     """Digest of everything that an embedding depends on apart from the image; paths are not part of it."""
-    preparation = {name: value for name, value in asdict(faces).items() if name not in ("detector", "isolate")}
+    aside = ("detector", "isolate", *(("most_faces",) if faces.several != "all" else ()))
+    preparation = {name: value for name, value in asdict(faces).items() if name not in aside}
     return fingerprint(embeddings(embedder.width).contract, PREPARATION_VERSION, address(embedder), preparation)
 
 
@@ -137,14 +143,15 @@ def _embed_units(pending: pa.Table, wanted: pa.Table, run: Run) -> int:
 
     faces = replace(run.config.faces, detector=os.path.abspath(run.config.faces.detector))
     models = [replace(one, path=os.path.abspath(one.path)) for one in map(obtained, run.config.models())]
-    roots = [unit_store(run, model).address for model in models]
+    roots: list[Place] = [unit_store(run, model) for model in models]
     shares = run.config.embed.encode
-    opening = ray.remote(num_cpus=shares.cpus, num_gpus=shares.gpus, max_retries=0)(_open_models)
+    opening = ray.remote(num_cpus=shares.cpus, num_gpus=shares.gpus, max_retries=3)(_open_models)
     with original_errors():
         models, placeless = ray.get(opening.remote(faces, _as_begun(models, roots)))
     for model, root in zip(models, roots, strict=True):
         Store(root).note(RUNTIME, to_json({"runtime": model.runtime}))
-    listed = with_sources(pending, wanted, copies=placeless)
+    earlier = units_before(run, wanted, [unit_store(run, model) for model in run.config.models()])
+    listed = with_sources(pending, pa.concat_tables([earlier, wanted]), copies=placeless)
     task = Task(faces=faces, models=tuple(models), roots=tuple(roots))
     committed = _chain(ray.data.from_arrow([listed.slice(at, 1) for at in range(listed.num_rows)]), task, run)
     progress, copies = Progress("embed", sum(map(len, pending["members"])), "images"), 0
@@ -180,7 +187,7 @@ def _refuse(row: dict[str, Any]) -> None:
         )
 
 
-def _as_begun(models: Sequence[BackboneConfig], roots: Sequence[str]) -> list[BackboneConfig]:
+def _as_begun(models: Sequence[BackboneConfig], roots: Sequence[Place]) -> list[BackboneConfig]:
     """The models, with `auto` as it was chosen when their stores were begun: another choice has other last bits."""
     begun = []
     for model, root in zip(models, roots, strict=True):
@@ -211,26 +218,30 @@ def _close(run: Run, role: str, units: pa.Table, model: BackboneConfig) -> dict[
     Raises
     ------
     IncompleteTable
-        If a unit is not committed or has another number of rows than it has images.
+        If a unit is not committed or has another number of rows than its images have faces.
     FormatError
-        If no image of the set could be audited.
+        If no image of the set could be audited, or a further face has the name of an image.
     """
     store = unit_store(run, model)
     status: Counter[str] = Counter()
     devices: set[str] = set()
     rejects = [REJECTS.schema.empty_table()]
-    for row in units.to_pylist():
-        made = store.find(row["unit"])
-        if made is None or made.rows != len(row["members"]):
+    several: list[Further] = []
+    sizes = pc.list_value_length(units["members"]).to_pylist()
+    for name, size in zip(units["unit"].to_pylist(), sizes, strict=True):
+        made = store.find(name)
+        several.append(made.facts.get("faces", {}) if made else {})
+        if made is None or made.rows != rows_of(several[-1], size).sum():
             raise IncompleteTable(
-                f"unit {row['unit']} of the {role} set: {len(row['members'])} images listed, "
-                f"{made.rows if made else 'none'} embedded. Run `unveil embed` again."
+                f"unit {name} of the {role} set: {size} images listed, {made.rows if made else 'none'} embedded. Run "
+                f"`unveil embed` again."
             )
         counts = made.facts["status"]
         status.update(counts)
         devices.add(made.facts["device"])
         if set(counts) != {"ok"}:
-            rejects.append(_rejects(role, store.read(row["unit"])))
+            rejects.append(_rejects(role, store.read(name)))
+    expanded(units, several)  # for its check of names
     table = pa.concat_tables(rejects).combine_chunks()
     name = rejects_name(run, role, model)
     key = closing_key(run, units, model)

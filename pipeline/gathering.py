@@ -13,15 +13,18 @@ from operators.controlled import Images, Matches
 from operators.hubs import HubConfig, Occurrence, Screening
 from operators.persons import CONTROL, MEMBER, Duplicates, label_codes
 from operators.statistic import image_hashes
-from operators.tables import CLOSEST, NEIGHBOURS, PAIRS, UNITS, WITHIN_PAIRS
+from operators.tables import CLOSEST, NEIGHBOURS, PAIRS, WITHIN_PAIRS
 from pipeline.calibrate import set_columns
 from pipeline.embed import unit_store
+from pipeline.face_units import face_numbers, face_units
 from pipeline.search import results
 from pipeline.second import opinions
 from pipeline.stage import Run
 
 ARMS = ("training", "control")
 """Order of the rows here: `MEMBER`, then `CONTROL`."""
+LISTED, FURTHER = "faces that images are listed for", "further faces of the images"
+"""Groups of faces where all faces of an image are audited."""
 QUALITIES = ("norm", "sharpness", "face_size")
 
 
@@ -125,14 +128,25 @@ def _logarithm(column: pa.ChunkedArray) -> NDArray[np.float64]:
 
 
 def _groups(run: Run, attribute: str | None) -> tuple[NDArray[np.int64] | None, list[str]]:
-    """The group of every image as a number, and the groups' names."""
-    if attribute is None:
+    """The group of every image as a number, and the groups' names.
+
+    Further faces (`faces.several=all`) are a group of their own: they are smaller and poorer than those that images are
+    listed for, so an arm with more of them is not like the other.
+    """
+    several = run.config.faces.several == "all"
+    if attribute is None and not several:
         return None, []
     labels: list[str | None] = []
     for arm in ARMS:
-        units = run.table("scan", arm, UNITS)
+        units = face_units(run, arm)
         members = pa.Table.from_struct_array(units["members"].combine_chunks().flatten())
-        labels += [dict(own or ()).get(attribute) for own in members["attributes"].to_pylist()]
+        own = [
+            LISTED if attribute is None else dict(one or ()).get(attribute) for one in members["attributes"].to_pylist()
+        ]
+        faces = face_numbers(run, arm).tolist() if several else [1] * len(own)
+        labels += [label if face == 1 else FURTHER for label, face in zip(own, faces, strict=True)]
+    if attribute is None and FURTHER not in labels:
+        return None, []
     codes_N = label_codes(labels)
     return codes_N, [label for label in dict.fromkeys(labels) if label is not None]
 
@@ -144,7 +158,7 @@ def stored_vectors(run: Run, starts: tuple[int, int]) -> Callable[[NDArray[np.in
         store = unit_store(run)
         found: dict[int, NDArray[np.float16]] = {}
         for arm, start in zip(ARMS, starts, strict=True):
-            for unit in run.table("scan", arm, UNITS).select(["unit", "first_row", "members"]).to_pylist():
+            for unit in face_units(run, arm).select(["unit", "first_row", "members"]).to_pylist():
                 first = start + unit["first_row"]
                 wanted = rows_M[(rows_M >= first) & (rows_M < first + len(unit["members"]))]
                 if len(wanted):

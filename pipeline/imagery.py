@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from operators.alignment import align
 from operators.formats import FORMATS, reader
 from operators.images import ImageFault, decode
-from operators.tables import UNITS
 from pipeline.calibrate import set_columns
+from pipeline.face_units import face_units
 from pipeline.stage import Run
 
 log = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ class Imagery:
 
     def __init__(self, run: Run, role: str) -> None:
         self.role, self.limits = role, run.config.faces.limits
-        units = run.table("scan", role, UNITS)
+        units = face_units(run, role)
         self.members = pa.Table.from_struct_array(units["members"].combine_chunks().flatten())
         self.columns = set_columns(run, role, ("key", "identity", "digest", "status", "landmarks", "box"))
         about = units.select(["format", "uri", "anonymous"]).slice(0, 1).to_pylist()[0]

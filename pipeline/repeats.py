@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from cluster.storage import Store
+from operators.face_rows import Further, face_key, faces_of, further, rows_of
 from operators.formats import FORMATS
 from operators.records import unnest
 
@@ -68,7 +70,7 @@ def without_copies(unit: pa.Table, stores: Sequence[Store]) -> pa.Table:
     """The listed unit without the images that can be taken from sources that are committed in all `stores`."""
     ready: set[str] = set()
     for source in unit["sources"][0].as_py():
-        if all(_usable(store, source["unit"]) for store in stores):
+        if all(usable(store, source["unit"]) for store in stores):
             ready.update(source["digests"])
     if not ready:
         return unit
@@ -79,33 +81,75 @@ def without_copies(unit: pa.Table, stores: Sequence[Store]) -> pa.Table:
     return unit.set_column(place, unit.schema.field(place), column.cast(unit.schema.field(place).type))
 
 
-def _usable(store: Store, unit: str) -> bool:
+def usable(store: Store, unit: str) -> bool:
+    """Whether rows may be taken from a unit: it is committed, and all of it follows from its bytes."""
     made = store.find(unit)
     return made is not None and not CHANCE & set(made.facts["status"])
 
 
-def filled(images: pa.Table, unit: pa.Table, store: Store) -> pa.Table:
+def filled(images: pa.Table, face_N: NDArray[np.int64], unit: pa.Table, store: Store) -> tuple[pa.Table, Further]:
     """The rows of all listed images of a unit: those in `images`, and the others as their sources in `store` have them.
+
+    Parameters
+    ----------
+    images
+        Rows of the images that were embedded, with those of their further faces.
+    face_N
+        The number of each row's face in its image.
+    unit
+        The listed unit, with its `sources`.
+    store
+        Where the sources are.
+
+    Returns the rows, and which images have several.
 
     Raises
     ------
     IncompleteTable
         If a source is gone or altered since it was found.
+    SchemaMismatch
+        If the rows are not those of images.
     """
     members = unnest(unit, "members")
-    if len(members) == len(images):
-        return images
-    rows = images
-    at: dict[tuple[str, Any], int] = {("key", key): place for place, key in enumerate(images["key"].to_pylist())}
+    firsts = np.flatnonzero(face_N == 1)
+    if len(members) == len(firsts):
+        return images, further(face_N, len(members))
+    rows, faces = images, face_N
+    at: dict[tuple[str, Any], int] = {("key", images["key"][row].as_py()): row for row in firsts.tolist()}
     for source in unit["sources"][0].as_py():
-        known = store.read(source["unit"])
-        known = known.filter(pc.is_in(known["digest"], pa.array(source["digests"])))
-        for place, digest in enumerate(known["digest"].to_pylist(), start=len(rows)):
-            at.setdefault(("digest", digest), place)
-        rows = pa.concat_tables([rows, known])
-    wanted = zip(members["key"].to_pylist(), members["digest"].to_pylist(), strict=True)
-    order = [at[("key", key)] if ("key", key) in at else at[("digest", digest)] for key, digest in wanted]
-    made = rows.take(pa.array(order, pa.int64()))
-    for name in ("key", "identity"):
-        made = made.set_column(made.schema.get_field_index(name), made.schema.field(name), members[name])
-    return made.combine_chunks()
+        known, own_N = _known(store, source["unit"])
+        keep_N = np.asarray(pc.is_in(known["digest"], pa.array(source["digests"])))
+        digests = known["digest"].filter(pa.array(keep_N)).to_pylist()
+        own_N = own_N[keep_N]
+        for row in np.flatnonzero(own_N == 1).tolist():
+            at.setdefault(("digest", digests[row]), len(rows) + row)
+        rows, faces = pa.concat_tables([rows, known.filter(pa.array(keep_N))]), np.append(faces, own_N)
+    wanted = list(zip(members["key"].to_pylist(), members["digest"].to_pylist(), strict=True))
+    first_M = np.array([at[("key", key)] if ("key", key) in at else at[("digest", one)] for key, one in wanted], int)
+    ends = np.append(np.flatnonzero(faces == 1), len(faces))
+    count_M = ends[np.searchsorted(ends, first_M, side="right")] - first_M
+    made_N = faces_of(count_M)
+    made = rows.take(pa.array(np.repeat(first_M, count_M) + made_N - 1))
+    named = _named(members, count_M, made_N)
+    for name, column in named.items():
+        made = made.set_column(made.schema.get_field_index(name), made.schema.field(name), column)
+    return made.combine_chunks(), further(made_N, len(members))
+
+
+def _known(store: Store, unit: str) -> tuple[pa.Table, NDArray[np.int64]]:
+    """The rows of a committed unit, and the number of each row's face in its image."""
+    found, rows = store.find(unit), store.read(unit)
+    several: Further = {} if found is None else found.facts.get("faces", {})
+    return rows, faces_of(rows_of(several, len(rows) - sum(several.values()) + len(several)))
+
+
+def _named(members: pa.Table, count_M: NDArray[np.int64], face_N: NDArray[np.int64]) -> dict[str, pa.Array]:
+    """Key and identity of each row of images that have so many; further faces have no identity."""
+    image_N = pa.array(np.repeat(np.arange(len(members)), count_M))
+    keys = members["key"].take(image_N).to_pylist()
+    named = [face_key(key, face) for key, face in zip(keys, face_N.tolist(), strict=True)]
+    identities = members["identity"].take(image_N)
+    return {
+        "key": pa.array(named, pa.string()),
+        "identity": pc.if_else(pa.array(face_N == 1), identities, pa.scalar(None, pa.string())),
+    }

@@ -10,10 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from cluster.faults import IncompleteTable, StorageError
-from cluster.storage import ASIDE, Store
+from cluster.storage import ASIDE, Place, Store
 from operators.backbones import BackboneConfig
 from operators.encoder import Encoder
 from operators.faces import FaceConfig, FacePreparation
@@ -23,7 +25,8 @@ from pipeline.meters import Meters
 from pipeline.repeats import filled, without_copies
 
 CARRIED = ("members", "sources")
-"""Columns of a listed unit that stay in its row until the commit."""
+"""Columns of a listed unit that stay in its row until the commit, like `ordinals`: the number of each prepared face in
+its image."""
 MOST_ATTEMPTS = 3
 """A step that ended so many workers with the same unit is not tried again in this run."""
 
@@ -34,7 +37,7 @@ class Task:
 
     faces: FaceConfig
     models: tuple[BackboneConfig, ...]
-    roots: tuple[str, ...]
+    roots: tuple[Place, ...]
     """Where the embeddings of each model are kept."""
 
     @cached_property
@@ -97,6 +100,8 @@ class UnitPreparation:
                 with self.meters.stage("prepare", len(listed["members"][0])):
                     made = self.preparation(listed)
             self.attempts.end(unit)
+        faces = made["faces"].combine_chunks()
+        made = made.append_column("ordinals", pa.ListArray.from_arrays(faces.offsets, faces.values.field("face")))
         for column in CARRIED:
             made = made.append_column(column, unit[column])
         return made.append_column("lost", pa.array([lost], pa.string()))
@@ -149,9 +154,9 @@ class UnitCommit:
             except (IncompleteTable, StorageError) as error:
                 fault = str(error)
                 continue
-            failed = max(failed, images - counts.get("ok", 0))
+            failed = max(failed, sum(counts.values()) - counts.get("ok", 0))
             if earlier is None:
-                copies = images - len(unit[f"images_{place}"][0])
+                copies = images - int((_ordinals(unit) == 1).sum())
                 self.meters.committed(counts, copies)
         row = {"images": [images], "failed": [failed], "copies": [copies]}
         return pa.table({**row, "fault": pa.array([fault], pa.string()), "lost": pa.array([lost], pa.string())})
@@ -160,11 +165,18 @@ class UnitCommit:
         """Commit what a model made of a unit, with the rows of its copies; return its images by status."""
         store, contract, name = self.task.stores[place], self.contracts[place], unit["unit"][0].as_py()
         with self.meters.stage("commit", len(unit["members"][0])):
-            made = contract.check(filled(contract.check(unnest(unit, f"images_{place}")), unit, store))
+            embedded = contract.check(unnest(unit, f"images_{place}"))
+            made, several = filled(embedded, _ordinals(unit), unit, store)
             counts = {one["values"]: one["counts"] for one in made["status"].value_counts().to_pylist()}
             facts = {"status": counts, "device": unit[f"device_{place}"][0].as_py()}
-            store.commit(name, made, contract=contract.contract, key=name, facts=facts)
+            facts |= {"faces": several} if several else {}
+            store.commit(name, contract.check(made), contract=contract.contract, key=name, facts=facts)
         return counts
+
+
+def _ordinals(unit: pa.Table) -> NDArray[np.int64]:
+    """The number of each prepared face of a unit in its image."""
+    return np.asarray(unit["ordinals"].combine_chunks().flatten().to_numpy(), np.int64)
 
 
 class UnitWorker:

@@ -1,9 +1,12 @@
 """Embedding a unit: rows stay in place, vectors and norms are those of the model, unusable outputs are rows too."""
 
 from collections.abc import Callable
+from dataclasses import replace
+from importlib.util import find_spec
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from onnx import helper, numpy_helper
 
@@ -15,6 +18,7 @@ from operators.records import FACE, FACES, embedded_unit, embeddings, nest, unne
 OnnxFile = Callable[..., BackboneConfig]
 FOUND = ("faces_found", "detector_score", "box", "landmarks", "face_size", "sharpness")
 KEPT = ("key", "identity", "digest", *FOUND)
+needs_openvino = pytest.mark.skipif(find_spec("openvino") is None, reason="OpenVINO is not installed")
 MEANS = helper.make_node("ReduceMean", ["x"], ["means"], axes=[2, 3], keepdims=0)
 
 
@@ -93,6 +97,32 @@ def test_the_real_embedder_tells_people_apart(backbone_config: BackboneConfig, p
     np.testing.assert_allclose(vectors, raw / norms[:, None], atol=2**-11)
     cosines = vectors @ vectors.T
     assert (cosines[~np.eye(len(crops), dtype=bool)] < 0.9).all()
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", pytest.param("openvino", marks=needs_openvino)])
+def test_the_stored_table_is_the_same_bytes_whatever_the_batch(
+    backbone_config: BackboneConfig, portraits: list[np.ndarray], runtime: str
+) -> None:
+    """As Parquet, of the real network: batches of 1, 5 and 32 faces against those of 8, with failed rows between."""
+    rows = [row(chr(97 + at), np.ascontiguousarray(face[8:120, 8:120])) for at, face in enumerate(portraits)]
+    table = faces(*rows[:5], MIXED[0], *rows[5:], rows[2])
+
+    def stored(batch: int) -> bytes:
+        sink = pa.BufferOutputStream()
+        pq.write_table(Encoder(replace(backbone_config, runtime=runtime, batch=batch)).embed(table), sink)
+        return bytes(sink.getvalue())
+
+    expected = stored(8)
+    for batch in (1, 5, 32):
+        assert stored(batch) == expected
+
+
+def test_two_faces_of_one_image_are_embedded_apart(means: Encoder) -> None:
+    """Rows of one digest are one image: equal rows are embedded once, its second face is another one."""
+    pictures = [picture(3, 4, 0), picture(0, 0, 9), picture(3, 4, 0)]
+    rows = [row("a", face) | {"face": number} for face, number in zip(pictures, (1, 2, 1), strict=True)]
+    vectors = means.embed(faces(*rows))["vector"].to_pylist()
+    assert vectors == [pytest.approx(one, abs=1e-3) for one in ([0.6, 0.8, 0], [0, 0, 1], [0.6, 0.8, 0])]
 
 
 @pytest.mark.parametrize(
@@ -182,7 +212,7 @@ def test_a_table_that_is_not_one_unit_is_refused(means: Encoder, count: int) -> 
 
 
 def test_a_table_under_another_contract_is_refused(means: Encoder) -> None:
-    with pytest.raises(SchemaMismatch, match="faces/2"):
+    with pytest.raises(SchemaMismatch, match="faces/3"):
         means(pa.table({"unit": ["u"]}))
 
 

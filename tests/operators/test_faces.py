@@ -12,6 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from operators import faces as module
@@ -122,7 +123,7 @@ def test_every_bad_image_is_a_row_with_its_reason_and_the_good_ones_are_prepared
             assert row["crop_dlib150"] is None
         else:
             assert reason in row["error"]
-            kept = ("key", "identity", "digest", "status", "error")
+            kept = ("key", "identity", "digest", "status", "error", "face")
             assert {name for name in row if row[name] is not None} <= set(kept)
 
 
@@ -261,6 +262,67 @@ def test_a_face_is_found_once_and_cut_out_for_every_alignment(
     for at, portrait in ((0, portraits[0]), (1, portraits[1])):
         landmarks = np.array(both["landmarks"].drop_null()[at].as_py()).reshape(5, 2)
         np.testing.assert_array_equal(crops(both, "dlib150")[at], align(portrait, landmarks, "dlib150"))
+
+
+@pytest.mark.parametrize(("most", "kept"), [(32, [1, 0, 3, 4]), (2, [1, 0]), (1, [1])])
+def test_of_all_faces_the_first_is_the_largest_and_the_rest_follow_by_size(
+    face_config: FaceConfig, encode: Encode, most: int, kept: list[int]
+) -> None:
+    """Box 2 is under `min_face`; 0 and 3 are alike in size, so the surer one comes first; 4 cannot be aligned."""
+    boxes = [(0, 0, 50, 50), (100, 80, 70, 60), (10, 10, 19, 90), (200, 100, 50, 50), (200, 0, 20, 20)]
+    photo = encode(np.full((200, 300, 3), 7, np.uint8))
+    preparation = planted(face_config, *boxes, several="all", most_faces=most, min_face=20)
+    found = preparation.prepare(photo)
+    alone = planted(face_config, *boxes, several="largest", min_face=20).prepare(photo)
+    assert {name: value for name, value in found.items() if name != "further"} == alone
+    made = [found, *found.get("further", [])]
+    assert [one["box"] for one in made] == [list(boxes[at]) for at in kept]
+    assert [one["faces_found"] for one in made] == [5] * len(kept)
+    assert "further" not in alone
+
+
+def test_faces_that_cannot_be_aligned_are_passed_over_if_another_can(face_config: FaceConfig, encode: Encode) -> None:
+    preparation = planted(face_config, (0, 0, 90, 90), (0, 0, 50, 50), (0, 0, 20, 20), several="all")
+    found = preparation.detector(None)  # type: ignore[misc,arg-type]
+    point = np.full((5, 2), 7, np.float32)
+    preparation.detector = lambda image: [found[0]._replace(landmarks_52=point), found[1], found[2]]
+    made = preparation.prepare(encode(np.zeros((100, 100, 3), np.uint8)))
+    assert (made["box"], [one["box"] for one in made["further"]]) == ([0, 0, 50, 50], [[0, 0, 20, 20]])
+    preparation.detector = lambda image: [one._replace(landmarks_52=point) for one in found]
+    with pytest.raises(ImageFault, match="cannot be aligned: the landmarks coincide"):
+        preparation.prepare(encode(np.zeros((100, 100, 3), np.uint8)))
+
+
+@pytest.mark.parametrize("isolate", [False, True])
+def test_every_face_of_an_image_has_a_row_behind_that_of_the_image(
+    face_config: FaceConfig,
+    two_faces: dict[str, np.ndarray],
+    portraits: list[np.ndarray],
+    encode: Encode,
+    unit_table: UnitTable,
+    tmp_path: Path,
+    isolate: bool,
+) -> None:
+    """Two people in one picture, listed for the larger; a copy of it under another name; one person; no image."""
+    (tmp_path / "ann").mkdir()
+    both = encode(two_faces["big left"])
+    for key, data in {"ann/1": both, "ann/2": encode(portraits[2]), "ann/3": b"", "ann/4": both}.items():
+        (tmp_path / f"{key}.png").write_bytes(data)
+    unit = unit_table(tmp_path)
+    config = replace(face_config, isolate=isolate)
+    made = unnest(FACES.check(FacePreparation(replace(config, several="all"))(unit)), "faces")
+    rows = made.to_pylist()
+    keys = ["ann/1.png", "ann/1.png#2", "ann/2.png", "ann/3.png", "ann/4.png", "ann/4.png#2"]
+    assert [(row["key"], row["face"]) for row in rows] == list(zip(keys, [1, 2, 1, 1, 1, 2], strict=True))
+    assert [row["identity"] for row in rows] == ["ann", None, "ann", "ann", "ann", None]
+    assert [row["status"] for row in rows] == ["ok", "ok", "ok", "not_an_image", "ok", "ok"]
+    left, _, width, _ = rows[1]["box"]
+    assert 200 < left < left + width < 296, "the small one, on the right"
+    assert (
+        made["crop"][0] == made["crop"][4] and made["crop"][1] == made["crop"][5] and made["crop"][0] != made["crop"][1]
+    )
+    plain = unnest(FacePreparation(config)(unit), "faces")
+    assert made.filter(pc.equal(made["face"], 1)).equals(plain), "the first row is that of `largest`"
 
 
 def test_a_detection_without_extent_is_no_face(face_config: FaceConfig, encode: Encode) -> None:
@@ -470,6 +532,7 @@ def test_crops_are_those_of_the_ok_rows_in_order() -> None:
     [
         ({"mode": "x"}, "mode.*'x'"),
         ({"several": "first"}, "several.*'first'"),
+        ({"most_faces": 0}, "most_faces must be at least 1. Got 0"),
         ({"kind": "mtcnn"}, "kind must be one of yunet, scrfd. Got 'mtcnn'"),
         ({"min_face": -1}, "min_face must be 0 or more. Got -1"),
         ({"min_score": 0.0}, "between 0 and 1"),

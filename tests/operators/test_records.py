@@ -69,9 +69,9 @@ def test_embeddings_of_another_width_are_refused() -> None:
 
 
 def test_what_is_known_of_a_face_is_kept_with_its_embedding() -> None:
-    """All columns of FACE but the pixels, under the same names and types."""
+    """All columns of FACE but the pixels and the number of the face, under the same names and types."""
     stored, face = embeddings(128).schema, pa.schema(list(FACE))
-    assert set(face.names) - set(stored.names) == {"crop", "crop_dlib150"}
+    assert set(face.names) - set(stored.names) == {"crop", "crop_dlib150", "face"}
     assert set(stored.names) - set(face.names) == {"norm", "vector"}
     assert all(stored.field(name).equals(face.field(name)) for name in set(stored.names) & set(face.names))
     assert {"landmarks", "face_size", "sharpness", "detector_score"} < set(stored.names)

@@ -72,6 +72,21 @@ def _print(text: str) -> str:
     return text
 
 
+def build_at_third_start(folder: Path) -> Callable[[Command], Any]:
+    """Is killed from outside at its first two starts."""
+    (folder / f"start-{os.getpid()}").touch()
+    if len(list(folder.glob("start-*"))) < 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return lambda command: "after a kill" if command[0] == "kill once" and not _killed_once(command[1]) else command[1]
+
+
+def _killed_once(flag: Path) -> bool:
+    if not flag.exists():
+        flag.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return False
+
+
 def _inodes(_: object) -> set[int]:
     found = set()
     for fd in range(256):
@@ -332,6 +347,13 @@ def test_a_child_that_cannot_be_started_again_is_an_error(tmp_path: Path) -> Non
         assert next(results).status == "crashed"
         with pytest.raises(RuntimeError, match=r"exited with code 9 before it was ready\. It wrote: nothing"):
             next(results)
+
+
+def test_a_child_that_is_killed_before_it_is_ready_is_started_again(tmp_path: Path) -> None:
+    """And the item that it would have had keeps its second chance."""
+    with Sandbox(partial(build_at_third_start, tmp_path), seconds=20, memory_bytes=None) as box:
+        assert list(box.map([("kill once", tmp_path / "killed"), ("echo", 1)])) == ["after a kill", 1]
+    assert len(list(tmp_path.glob("start-*"))) == 4
 
 
 def test_large_items_and_results_pass(box: Sandbox) -> None:

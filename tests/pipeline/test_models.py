@@ -55,6 +55,14 @@ def test_every_file_makes_a_configuration_and_says_what_is_known(name: str) -> N
     assert ("# Not run here:" in text) == (name not in RUN_HERE)
 
 
+def test_the_documentation_lists_every_model_and_marks_those_that_no_test_runs(root: Path) -> None:
+    rows = re.findall(r"^\| `(\w+)`.*\| ([^|]+) \|$", (root / "docs" / "models.md").read_text(), re.MULTILINE)
+    marks = {name: mark for name, mark in rows if name in NAMED}
+    assert sorted(marks) == NAMED
+    assert {name for name, mark in marks.items() if mark == "yes"} == RUN_HERE
+    assert all(mark.startswith("not run here") for name, mark in marks.items() if name not in RUN_HERE)
+
+
 @pytest.mark.parametrize("name", NAMED)
 def test_only_models_that_were_at_hand_are_pinned_and_all_others_are_refused(name: str) -> None:
     made = config(name)

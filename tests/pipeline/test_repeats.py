@@ -1,6 +1,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -84,11 +85,39 @@ def test_filled_rows_are_those_of_the_bytes_under_the_names_of_the_unit(tmp_path
     unit = with_sources(wanted, wanted, copies=True).slice(2)
     fresh = rows(without_copies(unit, [store]))
     assert fresh["key"].to_pylist() == ["c0", "c4"]
-    assert filled(fresh, unit, store).equals(rows(unit))
+    made, several = filled(fresh, np.ones(2, int), unit, store)
+    assert made.equals(rows(unit)) and several == {}
+
+
+def test_a_copy_of_an_image_with_several_faces_has_them_all(tmp_path: Path) -> None:
+    """`y` has three faces in its source and `p` two that were embedded now; a further face has no identity."""
+    store, wanted = Store(tmp_path), units(a="xyz", b=["p", "y", "x", "p", "y"])
+    known = CONTRACT.from_rows(
+        [
+            {"key": f"a{one}", "digest": "xyz"[int(one[0])], "status": "ok", "error": one}
+            for one in ("0", "1", "1#2", "1#3", "2")
+        ]
+    )
+    facts = {"status": {"ok": 5}, "faces": {"1": 3}}
+    store.commit("a", known, contract=CONTRACT.contract, key="a", facts=facts)
+    unit = with_sources(wanted, wanted, copies=True).slice(1)
+    left = [member["key"] for member in without_copies(unit, [store])["members"][0].as_py()]
+    assert left == ["b0", "b3"]
+    fresh = CONTRACT.from_rows(
+        [
+            {"key": key, "identity": who, "digest": "p", "status": "ok", "error": f"p{face}"}
+            for key, who, face in (("b0", "of b", 1), ("b0#2", None, 2), ("b3", "of b", 1), ("b3#2", None, 2))
+        ]
+    )
+    made, several = filled(fresh, np.array([1, 2, 1, 2]), unit, store)
+    assert made["key"].to_pylist() == ["b0", "b0#2", "b1", "b1#2", "b1#3", "b2", "b3", "b3#2", "b4", "b4#2", "b4#3"]
+    assert made["error"].to_pylist() == ["p1", "p2", "1", "1#2", "1#3", "0", "p1", "p2", "1", "1#2", "1#3"]
+    assert [who is None for who in made["identity"].to_pylist()] == ["#" in key for key in made["key"].to_pylist()]
+    assert several == {"0": 2, "1": 3, "3": 2, "4": 3}
 
 
 def test_a_source_that_is_gone_is_an_error(tmp_path: Path) -> None:
     store, wanted = Store(tmp_path), units(a="x", b="xp")
     unit = with_sources(wanted, wanted, copies=True).slice(1)
     with pytest.raises(IncompleteTable, match="not committed"):
-        filled(rows(unit).slice(1), unit, store)
+        filled(rows(unit).slice(1), np.ones(1, int), unit, store)

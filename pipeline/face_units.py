@@ -1,0 +1,85 @@
+"""The rows of an embedded set as stages after embed list them: one for each image, or each face (`several=all`)."""
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from cluster.faults import IncompleteTable
+from operators.face_rows import Further, expanded, faces_of, rows_of
+from operators.tables import UNITS
+from pipeline.embed import unit_store
+from pipeline.stage import Run
+
+
+def face_units(run: Run, role: str) -> pa.Table:
+    """The units of an embedded set (UNITS) with a member for each row of its embeddings, in row order.
+
+    They are those of scan, unless several faces of an image are audited (`operators.face_rows`).
+
+    Raises
+    ------
+    IncompleteTable
+        If the set is not listed or not embedded.
+    FormatError
+        If a further face would be called like an image.
+    """
+    units = run.table("scan", role, UNITS)
+    return expanded(units, further_faces(run, units)) if run.config.faces.several == "all" else units
+
+
+def further_faces(run: Run, units: pa.Table) -> list[Further]:
+    """For each of the embedded `units`, which of its images have several rows; IncompleteTable if one is not there."""
+    store, found = unit_store(run), []
+    for name in units["unit"].to_pylist():
+        made = store.find(name)
+        if made is None:
+            raise IncompleteTable(f"{store.address}: unit {name} is not embedded. Run `unveil embed` again.")
+        found.append(made.facts.get("faces", {}))
+    return found
+
+
+def face_numbers(run: Run, role: str) -> NDArray[np.int64]:
+    """The number of each row's face in its image, from 1, in row order."""
+    units = run.table("scan", role, UNITS)
+    sizes = pc.list_value_length(units["members"]).to_pylist()
+    return faces_of(np.concatenate([rows_of(*one) for one in zip(further_faces(run, units), sizes, strict=True)]))
+
+
+def seen(run: Run, role: str) -> dict[str, Any] | None:
+    """How many faces of a set's images were audited, and how many that were found were not.
+
+    None where nothing was detected: ready vectors, aligned sets. A detected face is passed over because of `several`,
+    `most_faces` or `min_face`, or since it could not be aligned or embedded. Faces of images without any audited face
+    are counted with these images, as rejects.
+    """
+    if run.config.faces.mode == "aligned":
+        return None
+    store, units = unit_store(run), run.table("scan", role, UNITS)
+    columns = pa.concat_tables([store.read(name, ["status", "faces_found"]) for name in units["unit"].to_pylist()])
+    face_N = face_numbers(run, role)
+    starts = np.flatnonzero(face_N == 1)
+    ok_I = np.add.reduceat(np.asarray(pc.equal(columns["status"], "ok")).astype(np.int64), starts)
+    found_I = np.asarray(pc.fill_null(columns["faces_found"], 0))[starts]
+    if not found_I.any():
+        return None
+    left_I = np.where(ok_I > 0, found_I - ok_I, 0)
+    return {
+        "audited": int(ok_I.sum()),
+        "images": int((ok_I > 0).sum()),
+        "passed_over": int(left_I.sum()),
+        "images_with_passed_over": int((left_I > 0).sum()),
+    }
+
+
+def rejected_images(run: Run, role: str) -> dict[str, int]:
+    """Images of a set without an audited face, by the status of their first row."""
+    store, units = unit_store(run), run.table("scan", role, UNITS)
+    columns = [store.read(name, ["status"])["status"] for name in units["unit"].to_pylist()]
+    status = pa.chunked_array([chunk for column in columns for chunk in column.chunks]).to_numpy()
+    starts = np.flatnonzero(face_numbers(run, role) == 1)
+    lost = np.add.reduceat((status == "ok").astype(np.int64), starts) == 0
+    return dict(sorted(Counter(status[starts][lost].tolist()).items()))
