@@ -1,14 +1,11 @@
 import re
 import time
 import urllib.request
-from importlib.util import find_spec
 from typing import Any
 
 import pytest
 
 from pipeline.meters import Meters
-
-AGENT = ("aiohttp", "opencensus", "prometheus_client", "opentelemetry.exporter")
 
 
 class Recorder:
@@ -45,15 +42,7 @@ def test_what_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(meters._units.given) == 2
 
 
-def agent_is_there() -> bool:
-    try:
-        return all(find_spec(name) for name in AGENT)
-    except ModuleNotFoundError:
-        return False
-
-
 @pytest.mark.ray
-@pytest.mark.skipif(not agent_is_there(), reason="Ray exports no metrics here: ray[default] is not installed")
 def test_prometheus_can_read_them_from_rays_agent(session: None) -> None:
     import ray
 
@@ -72,7 +61,7 @@ def test_prometheus_can_read_them_from_rays_agent(session: None) -> None:
         r"unveil_embed_copies\w*\{.*\} 3",
         r'unveil_embed_unit_seconds_count\{.*stage="prepare".*\} 1',
     ]
-    missing, deadline = expected, time.monotonic() + 25
+    missing, deadline = expected, time.monotonic() + 60  # workers report every ten seconds
     while missing and time.monotonic() < deadline:
         text = urllib.request.urlopen(address, timeout=5).read().decode()
         missing = [pattern for pattern in expected if not re.search(pattern, text)]
