@@ -4,10 +4,10 @@ The sample is checked by the oracle, a plain fp64 product of stored vectors that
 random queries and random gallery images of random tiles, the committed lists must be equal to the bit.
 """
 
-from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 
 from cluster.faults import IncompleteTable
 from cluster.pool import bounded
-from cluster.storage import Store
+from cluster.storage import Place, Store
 from operators import histogram
 from operators.neighbors import Scored
 from operators.oracle import Oracle
 from operators.results import by_release, tile_of
 from pipeline.embed import unit_store
-from pipeline.layout import Comparison, Grid, Piece
+from pipeline.layout import Comparison, Grid
+from pipeline.pieces import Piece
 from pipeline.stage import Run
 from pipeline.tiles import read_piece
 
@@ -62,12 +63,13 @@ def tile_facts(run: Run, grid: Grid) -> Iterator[tuple[Piece, Piece, Mapping[str
     Raises
     ------
     IncompleteTable
-        If a unit is in no piece or in two, a tile is not committed, or it saw other images than were audited.
+        If an image is in two pieces, a tile is not committed, or it saw other images than were audited.
     """
     for side in (grid.blocks, grid.shards):
-        twice = [unit for unit, n in Counter((p.role, u.name) for p in side for u in p.units).items() if n != 1]
-        if twice:
-            raise IncompleteTable(f"search: unit {twice[0][1]} of the {twice[0][0]} set is in several pieces.")
+        spans = sorted((p.role, *span, unit.name) for p in side for unit in p.units for span in unit.spans)
+        for (role, _, end, _), (other, first, _, name) in pairwise(spans):
+            if role == other and first < end:
+                raise IncompleteTable(f"search: unit {name} of the {role} set is in several pieces.")
     store = run.store.child("search")
     for key, block, shard in grid.tiles():
         made = store.find(f"tile-{key}")
@@ -91,7 +93,7 @@ def check_sample(run: Run, grid: Grid, options: CertifyConfig, fresh: Collection
     import ray
 
     list(tile_facts(run, grid))  # before anything is made of a tile that saw other images
-    roots = unit_store(run).address, run.store.child("search").address
+    roots = unit_store(run), run.store.child("search")
     task = ray.remote(num_cpus=0.5)(check_tile)
     calls = [
         partial(task.remote, *roots, grid.comparison, *tile, options.rows, [options.seed, at])
@@ -127,7 +129,14 @@ def sampled(
 
 
 def check_tile(
-    root: str, target: str, comparison: Comparison, key: str, block: Piece, shard: Piece, rows: int, seed: Sequence[int]
+    root: Place,
+    target: Place,
+    comparison: Comparison,
+    key: str,
+    block: Piece,
+    shard: Piece,
+    rows: int,
+    seed: Sequence[int],
 ) -> Checked:
     """Search random queries and random gallery images of one tile again, and compare with what is committed."""
     k, columns, floor = comparison.kept

@@ -31,8 +31,11 @@ def has_control(run: Run) -> bool:
 
 
 def freeze(run: Run) -> dict[str, Any]:
-    """Write down what is fixed before the arms are told apart; says how many other choices were looked at before."""
-    config = run.config
+    """Write down what is fixed before the arms are told apart; says how many other choices were looked at before.
+
+    Looks at sets of another content are no other choices: `unveil watch` audits a release again when it grows.
+    """
+    config, data = run.config, run.ledger.record["datasets"]
     now = {
         "options": asdict(config.assess),
         "search": run.commit("search", "coverage").key,
@@ -43,10 +46,10 @@ def freeze(run: Run) -> dict[str, Any]:
     looks: list[dict[str, Any]] = json.loads(path.read_bytes()) if path.exists() else []
     if digest not in [look["digest"] for look in looks]:
         at = datetime.now(UTC).isoformat(timespec="seconds")
-        looks.append({"digest": digest, "at": at, **now})
+        looks.append({"digest": digest, "at": at, "datasets": data, **now})
         write_private(path, to_json(looks))
-    first = [look["digest"] for look in looks].index(digest) + 1
-    return {"digest": digest, "look": first, "looks": len(looks)}
+    same = [look["digest"] for look in looks if look.get("datasets", data) == data or look["digest"] == digest]
+    return {"digest": digest, "look": same.index(digest) + 1, "looks": len(same)}
 
 
 def test(run: Run, gathered: Gathered) -> Controlled:

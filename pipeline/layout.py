@@ -1,86 +1,51 @@
 """How a comparison of two sets is cut into tiles: a block of queries against a shard of the gallery.
 
-A piece (block or shard) is a list of units in row order, named by the stored vectors of its units, not by where they
-stand in the set. The cut of the last search is kept wherever its units are still there, so that new units form new
-pieces and only tiles with them are new. No result depends on the cut.
+The cut of the last search is kept wherever its images are still there with the vectors that they had, even if they are
+listed in other units now (`pipeline.carried`), so that what is new forms pieces of its own and only tiles with these
+are new. No result depends on the cut.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from cluster.faults import IncompleteTable
-from operators.results import Places
 from operators.tables import TILES, UNITS, Table
+from pipeline.carried import Carrier
 from pipeline.embed import closed, unit_store
+from pipeline.face_units import face_units
+from pipeline.pieces import Piece, Segment, Unit, pieces
 from pipeline.stage import Run, fingerprint
 
+_WHOLE = [
+    pa.field("side", pa.string()),  # queries or gallery
+    pa.field("set", pa.string()),
+    pa.field("piece", pa.int64()),
+    pa.field("content", pa.string()),  # of one unit, in row order
+]
 LAYOUT = Table(
     name="layout",
-    version=1,
+    version=2,
     schema=pa.schema(
         [
-            pa.field("side", pa.string()),  # queries or gallery
-            pa.field("set", pa.string()),
-            pa.field("piece", pa.int64()),
-            pa.field("content", pa.string()),  # of one unit, in row order
+            *_WHOLE,
+            pa.field("unit", pa.string()),
+            pa.field("taken", pa.list_(pa.list_(pa.int64()))),  # ranges of the unit's images; null for all of them
         ]
     ),
 )
+LAYOUT_1 = Table(name="layout", version=1, schema=pa.schema(_WHOLE))
+"""What earlier versions wrote, and this one reads: whole units without their names."""
 
 ROOM = 0.02
 """How far the floor of tiles lies below that of results, and how far it may be off: the measured threshold moves a
 little when the training set grows, and old tiles shall serve then too."""
 
-Cut = Mapping[tuple[str, str], Sequence[tuple[str, ...]]]
-"""For each (side, set) the contents of the units of every piece."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Unit:
-    """One embedded unit of a set."""
-
-    name: str
-    content: str
-    """SHA-256 of its embeddings as stored."""
-    first_row: int
-    images: int
-    audited: int
-    """Images with a vector."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Piece:
-    """Units of one set in row order: a shard of the gallery or a block of queries."""
-
-    role: str
-    units: tuple[Unit, ...]
-
-    @cached_property
-    def name(self) -> str:
-        """Digest of the stored vectors and of the place of each."""
-        return fingerprint([(unit.content, unit.images) for unit in self.units])
-
-    @property
-    def content(self) -> tuple[str, ...]:
-        """What the units hold."""
-        return tuple(unit.content for unit in self.units)
-
-    @property
-    def audited(self) -> int:
-        """Images that take part."""
-        return sum(unit.audited for unit in self.units)
-
-    @property
-    def places(self) -> Places:
-        """Where its units begin in the piece, and in the set."""
-        sizes = [unit.images for unit in self.units]
-        offsets = np.cumsum([0, *sizes[:-1]], dtype=np.int64)
-        return Places(offsets, np.array([unit.first_row for unit in self.units], np.int64))
+Cut = Mapping[tuple[str, str], Sequence[tuple[Segment, ...]]]
+"""For each (side, set) the segments of every piece."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,8 +116,8 @@ def units_of(run: Run, role: str) -> list[Unit]:
     IncompleteTable
         If the set is not embedded as it is now listed and configured.
     """
-    table = run.table("scan", role, UNITS)
-    closed(run, role, table)
+    closed(run, role, run.table("scan", role, UNITS))
+    table = face_units(run, role)
     store = unit_store(run)
     found = []
     sizes = pc.list_value_length(table["members"]).to_pylist()
@@ -163,31 +128,6 @@ def units_of(run: Run, role: str) -> list[Unit]:
         audited = made.facts["status"].get("ok", 0)
         found.append(Unit(name=name, content=made.sha256, first_row=first, images=size, audited=audited))
     return sorted(found, key=lambda unit: unit.first_row)
-
-
-def pieces(role: str, units: Sequence[Unit], images: int, earlier: Sequence[tuple[str, ...]] = ()) -> list[Piece]:
-    """Cut a set into pieces of at most `images` images, unless one unit alone is larger; each unit is in one piece.
-
-    Pieces of an `earlier` cut are kept if their units are all there in the same order; the rest is cut anew.
-    """
-    left = {unit.content: unit for unit in units}
-    kept = []
-    for contents in earlier:
-        own = tuple(left[content] for content in contents if content in left)
-        rows = [unit.first_row for unit in own]
-        if len(own) == len(contents) and rows == sorted(rows):
-            kept.append(Piece(role=role, units=own))
-            for content in contents:
-                del left[content]
-    held: list[Unit] = []
-    for unit in left.values():
-        if held and sum(one.images for one in held) + unit.images > images:
-            kept.append(Piece(role=role, units=tuple(held)))
-            held = []
-        held.append(unit)
-    if held:
-        kept.append(Piece(role=role, units=tuple(held)))
-    return sorted(kept, key=lambda piece: piece.units[0].first_row)
 
 
 def lay_out(run: Run, comparison: Comparison) -> Grid:
@@ -207,14 +147,15 @@ def _tile_floor(run: Run, comparison: Comparison) -> float:
     if comparison.fixed or run.config.search.floor is not None:
         return comparison.floor
     made = run.store.child("search").find(f"layout-{comparison.title}")
-    earlier: float = made.facts["floor"] if made is not None and made.contract == LAYOUT.contract else 2.0
+    earlier: float = made.facts["floor"] if made is not None and made.contract.startswith("layout") else 2.0
     if comparison.floor - 2 * ROOM - 1e-9 <= earlier <= comparison.floor:
         return earlier
     return round(comparison.floor - ROOM, 2)
 
 
 def _cut(run: Run, role: str, side: str, images: int, earlier: Cut) -> list[Piece]:
-    return pieces(role, units_of(run, role), images, earlier.get((side, role), ()))
+    units, kept = units_of(run, role), earlier.get((side, role), ())
+    return pieces(role, units, images, kept, Carrier(run, units, kept))
 
 
 def _sizes(run: Run) -> list[int]:
@@ -225,21 +166,24 @@ def _earlier(run: Run, comparison: Comparison) -> Cut:
     """The cut of the last search of this comparison, if it was made for pieces of the same sizes."""
     name = f"layout-{comparison.title}"
     made = run.store.child("search").find(name)
-    if made is None or made.contract != LAYOUT.contract or made.facts["images"] != _sizes(run):
+    if made is None or made.contract not in (LAYOUT.contract, LAYOUT_1.contract) or made.facts["images"] != _sizes(run):
         return {}
-    cut: dict[tuple[str, str], dict[int, list[str]]] = {}
-    for row in run.table("search", name, LAYOUT).to_pylist():
-        cut.setdefault((row["side"], row["set"]), {}).setdefault(row["piece"], []).append(row["content"])
-    return {of: [tuple(contents) for contents in own.values()] for of, own in cut.items()}
+    cut: dict[tuple[str, str], dict[int, list[Segment]]] = {}
+    for row in run.table("search", name, LAYOUT if made.contract == LAYOUT.contract else LAYOUT_1).to_pylist():
+        taken = tuple((first, end) for first, end in row.get("taken") or ())
+        held = Segment(row["content"], row.get("unit", ""), taken)
+        cut.setdefault((row["side"], row["set"]), {}).setdefault(row["piece"], []).append(held)
+    return {of: [tuple(segments) for segments in own.values()] for of, own in cut.items()}
 
 
 def keep_layout(run: Run, grid: Grid) -> None:
     """Commit the cut, for this search to be resumed and for the next one to build on."""
-    rows = [
-        {"side": side, "set": piece.role, "piece": at, "content": content}
+    rows: list[dict[str, Any]] = [
+        {"side": side, "set": piece.role, "piece": at, "content": unit.content, "unit": unit.name}
+        | {"taken": [list(one) for one in unit.taken] or None}
         for side, own in (("queries", grid.blocks), ("gallery", grid.shards))
         for at, piece in enumerate(own)
-        for content in piece.content
+        for unit in piece.units
     ]
     facts = {"images": _sizes(run), "floor": grid.comparison.kept[2]}
     key = fingerprint(LAYOUT.contract, rows, facts)

@@ -2,7 +2,7 @@
 
 Every record is read once and hashed, not decoded. That costs about as much as copying the set, and buys names that
 mean the same on every machine, after every download and in every form of publication: a new version of a release is
-embedded only where its bytes differ.
+embedded only where its bytes differ. With `scan.rehash_days`, files that look untouched are not read again.
 """
 
 import hashlib
@@ -19,11 +19,12 @@ import pyarrow as pa
 from operators.errors import FormatError
 from operators.formats import SetConfig, listed, reader
 from operators.formats.listing import Entry, Listing
-from operators.formats.reading import Reader
-from operators.sources import absolute
+from operators.formats.reading import Content, Reader
+from operators.sources import LocalSource, absolute
 from operators.tables import UNITS
 from operators.units import Member, cut, unit_digest
 from pipeline.catalogue import differences, entry
+from pipeline.known_files import KnownFiles
 from pipeline.progress import Progress
 from pipeline.stage import Run, fingerprint
 from pipeline.translated import BRIDGES, check_bridge, check_form, unit_names
@@ -47,10 +48,15 @@ class ScanConfig:
 
     unit_images: int = 2048
     """Images of a unit on average: the grain of resume, and of memory (about 38 kB an image)."""
+    rehash_days: float = 0.0
+    """For so many days a file on this machine with the same path, size, times and inode is taken to hold the same
+    bytes, and not read again (`unveil watch` sets it). 0: every file is read every time."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.unit_images <= 65536:
             raise ValueError(f"unit_images must be between 1 and 65536. Got {self.unit_images}.")
+        if not self.rehash_days >= 0:
+            raise ValueError(f"rehash_days must not be negative. Got {self.rehash_days}.")
 
 
 def scan(run: Run) -> None:
@@ -70,7 +76,8 @@ def scan_sets(run: Run, roles: Sequence[str]) -> None:
             form, listing = listed(chosen)
             check_form(run, role, form)
             log.info("scan: %s is of the form %s%s", role, form, "" if chosen.format != "auto" else ", by its content")
-            units = list(cut(_members(role, chosen, form, listing), run.config.scan.unit_images))
+            known = KnownFiles(run.embeddings.child("listings"), chosen, form, run.config.scan.rehash_days)
+            units = list(cut(_members(role, chosen, form, listing, known), run.config.scan.unit_images))
             names = unit_names(run, role, [unit_digest(unit) for unit in units])
             digests[role] = fingerprint(names)
             facts[role] = _facts(form, units, listing)
@@ -119,24 +126,27 @@ def _digest(table: pa.Table) -> str:
     return hashlib.sha256(sink.getvalue()).hexdigest()
 
 
-def _members(role: str, chosen: SetConfig, form: str, listing: Listing) -> "Iterator[Member]":
+def _members(role: str, chosen: SetConfig, form: str, listing: Listing, known: KnownFiles) -> "Iterator[Member]":
     """The set's records with their digests, in listing order."""
     progress = Progress(f"scan {role}", len(listing.entries), "images")
-    hashing = _Hashing(chosen, form)
+    hashing = _Hashing(chosen, form, known)
     runs = [listing.entries[at : at + RUN] for at in range(0, len(listing.entries), RUN)]
     with ThreadPoolExecutor(READERS) as readers:
         for members in readers.map(hashing, runs):
             progress.add(len(members), sum(member.error is not None for member in members))
             yield from members
     hashing.close()
+    known.keep()
     progress.end()
+    if known.taken:
+        log.info("scan: %s: %s files look as they did and were not read again", role, f"{known.taken:,}")
 
 
 class _Hashing:
     """Reads and hashes records, with a reader of its own in each thread."""
 
-    def __init__(self, chosen: SetConfig, form: str) -> None:
-        self._chosen, self._form = chosen, form
+    def __init__(self, chosen: SetConfig, form: str, known: KnownFiles) -> None:
+        self._chosen, self._form, self._known = chosen, form, known
         self._own = threading.local()
         self._all: list[Reader] = []
 
@@ -145,7 +155,11 @@ class _Hashing:
         if not hasattr(self._own, "reader"):
             self._own.reader = reader(self._form, self._chosen.uri, self._chosen.anonymous)
             self._all.append(self._own.reader)
-        return [_member(self._own.reader, entry) for entry in entries]
+        opened: Reader = self._own.reader
+        if self._known.on or not isinstance(opened.source, LocalSource):  # each record's file is asked for its state
+            return [_member(opened, entry, self._known) for entry in entries]
+        found = zip(entries, opened.each(entries, WHOLE), strict=True)
+        return [_at_once(opened, entry, data, self._known) for entry, data in found]
 
     def close(self) -> None:
         """Close the files of all threads."""
@@ -153,15 +167,33 @@ class _Hashing:
             one.close()
 
 
-def _member(opened: Reader, entry: Entry) -> Member:
+def _at_once(opened: Reader, entry: Entry, data: Content, known: KnownFiles) -> Member:
+    """A record of which `data` were read among others."""
+    if entry.error is not None:
+        return _made(entry, None, None, entry.error)
+    if isinstance(data, OSError):
+        return _made(entry, None, None, f"cannot be read: {data.strerror or data}")
+    if max(len(data), entry.bytes) > WHOLE:
+        return _member(opened, entry, known)
+    return _made(entry, hashlib.sha256(data).hexdigest(), None, None)
+
+
+def _member(opened: Reader, entry: Entry, known: KnownFiles) -> Member:
     digest, version, error = None, None, entry.error
     if error is None:
         place = entry.place or entry.key
         try:
             version = opened.version(place)
-            digest = _digest_of(opened, place, version, entry.bytes)
+            digest = known.digest(opened, place)
+            if digest is None:
+                digest = _digest_of(opened, place, version, entry.bytes)
+                known.learn(opened, place, digest)
         except OSError as fault:
             error = f"cannot be read: {fault.strerror or fault}"
+    return _made(entry, digest, version, error)
+
+
+def _made(entry: Entry, digest: str | None, version: str | None, error: str | None) -> Member:
     return Member(
         key=entry.key,
         identity=entry.identity,

@@ -1,28 +1,32 @@
 """A block of queries against a shard of the gallery: what search actors hold, do and commit."""
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
-from cluster.storage import Store
+from cluster.storage import Place, Store
 from operators import histogram, neighbors, vectors
 from operators.engines import NO_ENGINE, Wanted, use_threads
 from operators.gallery import shard
 from operators.results import tile_table
 from operators.tables import TILES
-from pipeline.layout import Piece
+from pipeline.pieces import Piece, stored_rows
 
 Block = tuple[NDArray[np.int64], NDArray[np.float16]]
 """Places in their piece (N,) and stored vectors (N, D) of the audited images of a piece."""
 
 
-def read_piece(root: str, piece: Piece) -> Block:
+def read_piece(root: Place, piece: Piece) -> Block:
     """The audited images of a piece, from the embeddings under `root`."""
     store = Store(root)
-    places, stored = [], []
-    for unit, offset in zip(piece.units, piece.places.offsets.tolist(), strict=True):
+    places, stored, offset = [], [], 0
+    for unit in piece.units:
         column = store.read(unit.name, ["vector"])["vector"].combine_chunks()
+        if unit.taken:
+            column = column.take(pa.array(stored_rows(unit.taken, len(column))))
         places.append(offset + np.flatnonzero(np.asarray(column.is_valid())))
         stored.append(vectors.from_arrow(column.drop_null()))
+        offset += unit.images
     return np.concatenate(places), np.concatenate(stored)
 
 
@@ -34,7 +38,9 @@ class ShardActor:
     any point.
     """
 
-    def __init__(self, root: str, target: str, engine: str, wanted: Wanted, threads: int, *, gpu: bool = False) -> None:
+    def __init__(
+        self, root: Place, target: Place, engine: str, wanted: Wanted, threads: int, *, gpu: bool = False
+    ) -> None:
         self.root, self.target = root, target
         self.engine, self.wanted, self.threads, self.gpu = engine, wanted, threads, gpu
         self.held: dict[Piece, neighbors.ShardSearch] = {}

@@ -15,7 +15,8 @@ from operators.results import tile_of, tile_table
 from operators.tables import TILES
 from pipeline.certificate import CertifyConfig, Checked, check_tile, sampled, sampled_counts, tile_facts
 from pipeline.embed import unit_store
-from pipeline.layout import Comparison, Grid, Piece, lay_out
+from pipeline.layout import Comparison, Grid, lay_out
+from pipeline.pieces import Piece
 from pipeline.search import search
 from pipeline.stage import Run
 

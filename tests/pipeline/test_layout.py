@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from cluster.faults import IncompleteTable
 from operators.results import Places
-from pipeline.layout import Comparison, Grid, Piece, Unit, keep_layout, lay_out, pieces, units_of
+from pipeline.layout import Comparison, Grid, keep_layout, lay_out, units_of
+from pipeline.pieces import Piece, Segment, Unit, pieces
 from pipeline.stage import Run
 
 Plant = Callable[..., Run]
@@ -29,7 +30,8 @@ def units(sizes: dict[str, int]) -> list[Unit]:
 
 
 def cut(sizes: dict[str, int], images: int, earlier: list[tuple[str, ...]] | None = None) -> list[tuple[str, ...]]:
-    return [piece.content for piece in pieces("training", units(sizes), images, earlier or [])]
+    kept = [tuple(map(Segment, contents)) for contents in earlier or []]
+    return [piece.content for piece in pieces("training", units(sizes), images, kept)]
 
 
 def test_pieces_are_whole_units_in_row_order_and_a_large_unit_stands_alone() -> None:

@@ -14,7 +14,8 @@ from operators.errors import CapacityError
 from operators.results import tile_of
 from operators.tables import TILES
 from pipeline.embed import unit_store
-from pipeline.layout import Piece, pieces, units_of
+from pipeline.layout import units_of
+from pipeline.pieces import Piece, pieces
 from pipeline.stage import Run
 from pipeline.tiles import ShardActor, read_piece
 
