@@ -9,14 +9,14 @@ object is named by its content, `<name>-<digest>.parquet`, and comes before the 
 of two writers of a part, even of different bytes, one wins, and either's part is whole. An earlier version of a part
 stays committed until the marker of the new one is there. What a killed writer left is swept.
 
-Folders are private (0700) and files too (0600): embeddings are biometric data.
+Folders are private (0700) and files too (0600): embeddings are biometric data. With a `Cipher` parts are encrypted; a
+marker stays in clear, and its SHA-256 is that of the part before encryption, so that what is named by content has the
+same names either way, and two writers of one content write one marker.
 """
 
 import hashlib
 import json
-import os
 import time
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,11 +25,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cluster.encrypted_parts import Cipher, check_downgrade, decrypted, encrypted
 from cluster.faults import IncompleteTable, StorageError
+from cluster.files import ASIDE as ASIDE
+from cluster.files import private_folder as private_folder
+from cluster.files import to_json as to_json
+from cluster.files import write_private as write_private
 from cluster.objects import ObjectFolder
 
 MARKER = ".commit.json"
-ASIDE = ".aside-"
 STALE_S = 86_400.0
 """Data in object storage that nobody committed for so long is a killed writer's."""
 
@@ -48,22 +52,37 @@ class Commit:
     sha256: str
     facts: Mapping[str, Any]
     """Small JSON values about the part, such as counts."""
+    encrypted: str = ""
+    """Name of the data key; empty: the part is not encrypted. `bytes` and `sha256` are of the part without that."""
+
+    def marker(self) -> dict[str, Any]:
+        """What is written into the marker."""
+        values = asdict(self)
+        return values if self.encrypted else {name: value for name, value in values.items() if name != "encrypted"}
 
 
 class Store:
     """A private folder of committed parts, or a prefix of object storage with such."""
 
-    def __init__(self, root: str | Path) -> None:
-        """Name the place, a path or an address; it is made when something is written.
+    def __init__(self, root: "Place", cipher: Cipher | None = None) -> None:
+        """Name the place, a path, an address or a store; it is made when something is written.
+
+        Parts are encrypted as `cipher` says, by default that of a given store.
 
         Raises
         ------
         StorageError
             If the address is not one of `cluster.objects.SCHEMES`, or holds credentials.
         """
-        remote = isinstance(root, str) and "://" in root
-        self._objects = ObjectFolder(str(root)) if remote else None
-        self._root = None if remote else Path(root)
+        place, known = (root._place, root.cipher) if isinstance(root, Store) else (root, None)
+        remote = isinstance(place, str) and "://" in place
+        self._place: str | Path = place
+        self._objects = ObjectFolder(str(place)) if remote else None
+        self._root: Path | None = None if remote else Path(place)
+        self.cipher: Cipher | None = cipher or known
+
+    def __reduce__(self) -> Any:
+        return Store, (self.address, self.cipher)
 
     @property
     def root(self) -> Path:
@@ -84,7 +103,17 @@ class Store:
 
     def child(self, name: str) -> "Store":
         """The store in the sub-folder `name`."""
-        return Store(f"{self._objects.address}/{name}" if self._objects else self.root / name)
+        return Store(f"{self._objects.address}/{name}" if self._objects else self.root / name, self.cipher)
+
+    @property
+    def parent(self) -> "Store":
+        """The store that this one is a child of."""
+        return Store(self._objects.address.rpartition("/")[0] if self._objects else self.root.parent, self.cipher)
+
+    def make_key(self) -> None:
+        """Make sure that there is the data key that parts here are encrypted with; raises as `Cipher.make_key`."""
+        if self.cipher is not None:
+            self.cipher.make_key()
 
     def commit(
         self, name: str, table: pa.Table, *, contract: str, key: str, facts: Mapping[str, Any] | None = None
@@ -93,6 +122,7 @@ class Store:
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, compression="zstd")
         data = sink.getvalue().to_pybytes()
+        data_key = self.cipher.data_key() if self.cipher and self.cipher.on else None
         made = Commit(
             name=name,
             contract=contract,
@@ -101,25 +131,35 @@ class Store:
             bytes=len(data),
             sha256=hashlib.sha256(data).hexdigest(),
             facts=dict(facts or {}),
+            encrypted=data_key.id if data_key else "",
         )
+        if data_key is not None:
+            data = encrypted(table, data_key, made.marker(), self.name)
         if self._objects is None:  # data of the same name is replaced: the old marker must not vouch for it
             private_folder(self.root)
             (self.root / f"{name}{MARKER}").unlink(missing_ok=True)
         self.note(self._data(made), data)
-        self.note(f"{name}{MARKER}", to_json(asdict(made)))
+        self.note(f"{name}{MARKER}", to_json(made.marker()))
         return made
 
     def find(self, name: str) -> Commit | None:
-        """The marker of part `name`, or None if the part is not committed."""
+        """The marker of part `name`, or None if the part is not committed, or its data was deleted from this machine.
+
+        EncryptionError if the part is encrypted and this store is not, or the other way.
+        """
         marker = f"{name}{MARKER}"
         try:
-            return Commit(**json.loads(self._get(marker)))
+            made = Commit(**json.loads(self._get(marker)))
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError) as error:
             raise IncompleteTable(
                 f"{self._shown(marker)}: the commit marker cannot be read ({error}). Delete it and run again."
             ) from error
+        if self._objects is None and not (self.root / self._data(made)).exists():
+            return None
+        check_downgrade(self.cipher, encrypted=bool(made.encrypted), shown=self._shown(f"{name}.parquet"))
+        return made
 
     def read(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
         """The committed table `name`, or only some of its columns.
@@ -128,6 +168,8 @@ class Store:
         ------
         IncompleteTable
             If it was never committed, or its bytes differ from the committed ones.
+        EncryptionError
+            If it is encrypted with another key than this store's, or is encrypted and must not be, or the other way.
         """
         made = self.find(name)
         if made is None:
@@ -137,6 +179,8 @@ class Store:
             data = self._get(self._data(made))
         except OSError as error:
             raise IncompleteTable(f"{path}: committed but not readable ({error}). Run its stage again.") from error
+        if made.encrypted:
+            return decrypted(data, self.cipher, made.marker(), (self.name, path), columns)
         if hashlib.sha256(data).hexdigest() != made.sha256:
             raise IncompleteTable(f"{path}: bytes differ from the committed ones. Delete it and run its stage again.")
         return pq.read_table(pa.BufferReader(data), columns=None if columns is None else list(columns))
@@ -161,6 +205,13 @@ class Store:
             self._objects.delete(name)
         else:
             (self.root / name).unlink(missing_ok=True)
+
+    def remove(self, name: str) -> bool:
+        """Remove the part `name`, the marker first; whether it was committed."""
+        made = self.find(name)
+        self.forget(f"{name}{MARKER}")
+        self.forget(f"{name}.parquet" if made is None else self._data(made))
+        return made is not None
 
     def sweep(self) -> int:
         """Remove what killed writers left; return how many files. Call it only while nothing is writing.
@@ -197,42 +248,5 @@ class Store:
         return f"{self._objects.address}/{name}" if self._objects else str(self.root / name)
 
 
-def private_folder(path: Path) -> Path:
-    """Make `path` and its missing parents; a folder made here is open to its owner only (0700).
-
-    Raises
-    ------
-    StorageError
-        If the folder cannot be made or written.
-    """
-    try:
-        for folder in [*reversed(path.parents), path]:
-            if not folder.exists():
-                folder.mkdir(mode=0o700, exist_ok=True)
-    except OSError as error:
-        raise StorageError(f"{path}: cannot make this folder ({error.strerror}). Choose another `out`.") from error
-    if not path.is_dir() or not os.access(path, os.W_OK | os.X_OK):
-        raise StorageError(f"{path}: not a folder that can be written. Choose another `out` or change its permissions.")
-    return path
-
-
-def write_private(path: Path, data: bytes) -> None:
-    """Replace `path` by `data` in one step, with mode 0600, surviving a power cut."""
-    private_folder(path.parent)
-    aside = path.parent / f"{ASIDE}{uuid.uuid4().hex}"
-    try:
-        with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    except OSError as error:
-        aside.unlink(missing_ok=True)
-        raise StorageError(
-            f"{path}: cannot be written ({error.strerror}). Free space or choose another `out`."
-        ) from error
-
-
-def to_json(value: Any) -> bytes:
-    """`value` as indented JSON with sorted keys and a final newline; NaN and infinity are refused."""
-    return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
+Place = str | Path | Store
+"""What names a store."""

@@ -67,7 +67,8 @@ def audited_again(run: Run, kept_N: NDArray[np.bool_], folder: Path, manifest: P
     _list(inner, "release", units, fingerprint(UNITS.contract, units["unit"].to_pylist(), facts), facts)
     for model in run.config.models():
         _take_embeddings(unit_store(run, model), model, old, units, rows)
-    _take_search(run.folder, inner.folder)
+    if inner.store.cipher is None or inner.store.cipher.like(run.store.cipher):  # else it is searched again
+        _take_search(run.folder, inner.folder)
     embed(inner)
     search(inner)
     assess(inner)

@@ -3,13 +3,16 @@
 import importlib.metadata
 import os
 import platform
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import numpy as np
 
+from cluster.encrypted_parts import encryption_functions
 from cluster.faults import ClusterError
+from cluster.keys import master_key, named
 from operators.alignment import alignment
 from operators.backbones import BackboneConfig, open_backbone
 from operators.errors import AuditError, ModelError
@@ -26,6 +29,9 @@ EXCLUSIVE = {
 """Libraries that come in builds of which exactly one may be installed: two overwrite each other's files."""
 
 
+PATCHED = {(3, 11): 13, (3, 12): 11}
+"""Oldest patch release of a Python without known holes that matter here."""
+
 TRIAL_SECONDS = 1.0
 """How long a model's speed is tried."""
 
@@ -34,10 +40,12 @@ def doctor(config: AuditConfig) -> tuple[str, bool]:
     """A report on versions, builds, devices and models, and whether all is well."""
     lines = [f"python {platform.python_version()} on {platform.system()} {platform.machine()}, {_cpus()} CPUs"]
     lines += [f"{name} {version}" for name, version in versions().items()]
+    lines += old_python(sys.version_info[:3])
     checks: list[tuple[str, Callable[[], str]]] = [
         *((f"one build of {library}", _one_build(library)) for library in EXCLUSIVE),
         ("detector", lambda: _detector(config)),
         *((f"embedder {model.name}", _embedder(model)) for model in config.models()),
+        *([("encryption", lambda: _encryption(config))] if config.encryption.key else []),
     ]
     results = list(_outcomes(checks))
     return "\n".join([*lines, "", *(line for line, _ in results)]), all(good for _, good in results)
@@ -49,6 +57,23 @@ def _outcomes(checks: list[tuple[str, Callable[[], str]]]) -> Iterator[tuple[str
             yield f"ok      {name}: {check()}", True
         except (AuditError, ClusterError) as error:
             yield f"FAILED  {name}: {error}", False
+
+
+def old_python(version: tuple[int, int, int]) -> list[str]:
+    """A warning if this Python is older than the security releases of `PATCHED`; else nothing."""
+    least = PATCHED.get(version[:2])
+    if least is None or version[2] >= least:
+        return []
+    return [
+        f"warning: python {'.'.join(map(str, version))} lacks security fixes of {version[0]}.{version[1]}.{least} "
+        f"(such as CVE-2025-4517, in unpacking tar archives, which Unveil does not do). Update it."
+    ]
+
+
+def _encryption(config: AuditConfig) -> str:
+    master_key(config.encryption.key)
+    encryption_functions()
+    return f"the key of {named(config.encryption.key)} is there; whether workers elsewhere find it is not tried here"
 
 
 def _cpus() -> int:

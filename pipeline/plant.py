@@ -107,6 +107,8 @@ def plant_copies(run: Run) -> None:
         recall = _recall(run, inner, people, made)
         key = sensitivity_key(run)
         write_private(folder / "recall.json", to_json({"key": key, "seed": options.seed, **recall}))
+        if run.config.encryption.key:  # nothing reads them any more, and they show people of the control set
+            shutil.rmtree(folder / "images")
         facts["planted"], facts["classes"] = len(made), len(recall["classes"])
         log.info("plant: %d copies of control people; recall is in %s", len(made), folder / "recall.json")
 

@@ -15,7 +15,8 @@ from operators.oracle import Oracle
 from operators.tables import CLOSEST, NEIGHBOURS, PAIRS, Table
 from pipeline.certificate import check_tile, sampled
 from pipeline.embed import unit_store
-from pipeline.layout import Comparison, Unit, lay_out, units_of
+from pipeline.layout import Comparison, lay_out, units_of
+from pipeline.pieces import Unit
 from pipeline.search import finished, results
 from pipeline.stage import Run
 
@@ -152,7 +153,7 @@ def _tiles(run: Run, comparison: Comparison, seed: int) -> Iterator[str]:
     """Where a sample of the committed tiles is not what the oracle says; another seed, another sample."""
     grid, options = lay_out(run, comparison), run.config.search.certify
     store = run.store.child("search")
-    roots = unit_store(run).address, store.address
+    roots = unit_store(run), store
     for at, (key, block, shard) in enumerate(sampled(grid, options, seed)):
         if store.find(f"tile-{key}") is not None:
             done = check_tile(*roots, grid.comparison, key, block, shard, options.rows, [seed, at])

@@ -6,7 +6,7 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cluster.storage import private_folder
+from cluster.files import write_new
 from operators.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def private_key(path: Path) -> "Ed25519PrivateKey":
     ConfigError
         If `cryptography` is not installed, others may read the file, or it holds no ed25519 key without a password.
     StorageError
-        If its folder cannot be made.
+        If it cannot be made.
     """
     _need_cryptography()
     from cryptography.exceptions import UnsupportedAlgorithm
@@ -80,22 +80,8 @@ def _make(path: Path) -> None:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-    private_folder(path.parent)
     key = Ed25519PrivateKey.generate()
-    data = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.link(aside, path)  # never over a key that is there
-    except FileExistsError:
-        return
-    except OSError as error:
-        raise ConfigError(f"seal.key: {path} cannot be made ({error.strerror}). Give another place.") from error
-    finally:
-        aside.unlink(missing_ok=True)
+    write_new(path, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
 
 
 def _own_file(path: Path) -> bytes:

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from scipy.stats import beta
 
+from cluster.storage import write_private
 from operators.errors import ConfigError
 from operators.tables import CANDIDATES
 from seeds.demo.leaks import LEAKS
@@ -94,7 +95,8 @@ def score(run: Path, corpus: Path) -> Score:
         false_alarms=len({release_key for release_key, _ in pairs} - planted_keys),
         clean_images=len(clean),
     )
-    (run / "planted.json").write_text(json.dumps({"confidence": CONFIDENCE, **asdict(result)}, indent=2) + "\n")
+    text = json.dumps({"confidence": CONFIDENCE, **asdict(result)}, indent=2) + "\n"
+    write_private(run / "planted.json", text.encode())
     return result
 
 

@@ -2,6 +2,7 @@ import importlib.util
 import io
 import json
 import os
+import pickle
 import stat
 import sys
 import threading
@@ -15,7 +16,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster import objects, storage
-from cluster.faults import IncompleteTable, StorageError
+from cluster.encrypted_parts import Cipher
+from cluster.faults import EncryptionError, IncompleteTable, StorageError
+from cluster.keys import forget_keys
 from cluster.storage import Store, write_private
 
 _spec = importlib.util.spec_from_file_location("object_store", Path(__file__).parents[1] / "object_store.py")
@@ -191,6 +194,29 @@ def test_a_part_in_object_storage_is_the_part_in_a_folder(bucket: Any, tmp_path:
     assert Store(store.address).find("part") == made
     with pytest.raises(StorageError, match="not object storage"):
         _ = store.root
+
+
+def test_an_encrypted_part_in_object_storage(bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UNVEIL_TEST_KEY", os.urandom(32).hex())
+    forget_keys()
+    store = Store(ADDRESS, Cipher.at(ADDRESS, "env:UNVEIL_TEST_KEY"))
+    store.make_key()
+    part = store.child("embeddings")
+    made = commit(part, images=3)
+    again = pickle.loads(pickle.dumps(part))
+    assert again.read("part").equals(TABLE) and again.find("part") == made
+    data = f"audits/store/embeddings/part-{made.sha256[:16]}.parquet"
+    assert bucket.names() == [data, "audits/store/embeddings/part.commit.json", "audits/store/keys.json"]
+    assert body(bucket, data)[:4] == b"PARE"
+    commit(Store(ADDRESS).child("plain"))
+    bucket.put(data, body(bucket, f"audits/store/plain/part-{made.sha256[:16]}.parquet"))
+    with pytest.raises(IncompleteTable, match="cannot be decrypted"):
+        part.read("part")
+    assert (part.remove("part"), part.remove("part"), part.find("part")) == (True, False, None)
+    bucket.client.delete_object(Bucket=tools.BUCKET, Key="audits/store/keys.json")
+    with pytest.raises(EncryptionError, match=r"s3://.*keys\.json is gone"):
+        commit(part)
+    forget_keys()
 
 
 def test_a_commit_is_two_requests_that_leave_access_lists_alone(bucket: Any) -> None:
