@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from cluster import faults
 from cluster.faults import ClusterError
 
 
@@ -52,20 +53,31 @@ def original_errors() -> Iterator[None]:
     account as its cause. Errors in code are not retried; lost workers were, as often as their options say.
 
     Ray keeps only the text of an error in an actor's constructor, and Ray Data only that of an error in a function that
-    it maps. Neither should therefore do what a user's mistake can break, or else report it as a value.
+    it maps. Neither should therefore do what a user's mistake can break, or else report it as a value. Errors of
+    `cluster.faults`, such as a store that cannot be reached for a while, are made again from the text.
     """
-    from ray.exceptions import RayError, RayTaskError
+    from ray.exceptions import RayError, RayTaskError, UserCodeException
 
     try:
         yield
     except RayTaskError as error:
         original = error.cause if isinstance(error.cause, Exception) else error
-        raise _lost(original) or original from error
+        told = _told(str(error)) if isinstance(original, UserCodeException) else None
+        raise _lost(original) or told or original from error
     except RayError as error:
         lost = _lost(error)
         if lost is None:
             raise
         raise lost from error
+
+
+def _told(text: str) -> ClusterError | None:
+    """The first error of `cluster.faults` in the text of a traceback."""
+    for name, message in re.findall(r"^cluster\.faults\.(\w+): (.+)$", text, re.MULTILINE):
+        kind = getattr(faults, name, None)
+        if isinstance(kind, type) and issubclass(kind, ClusterError):
+            return kind(message)
+    return None
 
 
 def _lost(error: Exception) -> ClusterError | None:

@@ -1,12 +1,16 @@
 """How many workers a step gets and what each may use."""
 
 import logging
+import time
 from dataclasses import dataclass
 from typing import Any
 
 from cluster.faults import ClusterError
 
 log = logging.getLogger(__name__)
+
+POLL_S = 2.0
+"""Between two looks at the machines of a growing cluster."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -19,12 +23,17 @@ class Resources:
     """CPU share of each actor. Fractions let all steps of a chain live on a small machine."""
     gpus: float = 0.0
     """GPU share of each actor; 0 keeps the step on the CPU."""
+    wait_s: float = 0.0
+    """Where a cluster starts machines on demand: the longest wait until `workers` fit, or as many as there is work for.
+    They are asked for; what is there when the time is over is used. 0 uses what is there now."""
 
     def __post_init__(self) -> None:
         if self.workers < 1:
             raise ValueError(f"workers must be at least 1. Got {self.workers}.")
         if self.cpus < 0 or self.gpus < 0:
             raise ValueError(f"cpus and gpus must not be negative. Got {self.cpus} and {self.gpus}.")
+        if self.wait_s < 0:
+            raise ValueError(f"wait_s must not be negative. Got {self.wait_s}.")
         if self.cpus == 0 and self.gpus == 0:
             raise ValueError("cpus and gpus are both 0; give the step a share of something.")
 
@@ -42,20 +51,43 @@ class Resources:
         ClusterError
             If not even one fits.
         """
+        target = min(wanted, self.workers)
+        room = self._room(spare_cpus)
+        if room < target and self.wait_s:
+            room = self._grown(target, spare_cpus)
+        if room < 1:
+            import ray
+
+            total = ray.cluster_resources()
+            raise ClusterError(
+                f"an actor of {self.cpus} CPUs and {self.gpus} GPUs does not fit a session of {total.get('CPU', 0):g} "
+                f"CPUs and {total.get('GPU', 0):g} GPUs. Ask for a smaller share, or for a larger machine; where a "
+                f"cluster starts machines on demand, give it time (`wait_s`)."
+            )
+        log.info("ray: %d actors (%d wanted, %d allowed, room for %d)", min(target, room), wanted, self.workers, room)
+        return min(target, room)
+
+    def _room(self, spare_cpus: float) -> int:
+        """How many actors the machines of the session hold now."""
         import ray
 
         total = ray.cluster_resources()
-        cpus, gpus = total.get("CPU", 0.0), total.get("GPU", 0.0)
-        room = [int((cpus - spare_cpus) / self.cpus)] if self.cpus else []
-        room += [int(gpus / self.gpus)] if self.gpus else []
-        if min(room) < 1:
-            raise ClusterError(
-                f"an actor of {self.cpus} CPUs and {self.gpus} GPUs does not fit a session of {cpus:g} CPUs and "
-                f"{gpus:g} GPUs. Ask for a smaller share, or for a larger machine."
-            )
-        chosen = min(wanted, self.workers, *room)
-        log.info("ray: %d actors (%d wanted, %d allowed, room for %d)", chosen, wanted, self.workers, min(room))
-        return chosen
+        room = [int((total.get("CPU", 0.0) - spare_cpus) / self.cpus)] if self.cpus else []
+        room += [int(total.get("GPU", 0.0) / self.gpus)] if self.gpus else []
+        return max(0, min(room))
+
+    def _grown(self, target: int, spare_cpus: float) -> int:
+        """Ask the cluster for machines that hold `target` actors, and wait; how many there is room for."""
+        from ray.autoscaler.sdk import request_resources
+
+        log.info("ray: waiting up to %g s for machines that hold %d actors", self.wait_s, target)
+        bundle = {kind: share for kind, share in (("CPU", self.cpus), ("GPU", self.gpus)) if share}
+        request_resources(bundles=[bundle] * target)
+        deadline = time.monotonic() + self.wait_s
+        while (room := self._room(spare_cpus)) < target and time.monotonic() < deadline:
+            time.sleep(min(POLL_S, self.wait_s))
+        request_resources(bundles=[])  # from here on the actors themselves hold the machines
+        return room
 
     def map_options(self, *, at_least: int = 1) -> dict[str, Any]:
         """Options for `Dataset.map_batches` over units: one row, as Arrow, in a pool of actors.

@@ -77,7 +77,7 @@ def review(config: "AuditConfig", say: Callable[[str], None]) -> None:
     """
     if config.review.unblind and not (Path(config.out) / "review" / "review.sqlite").exists():
         raise ConfigError("review.unblind=true: this run has no review yet. Begin one without that option.")
-    with Run(config) as run, opened(run) as store:
+    with Run(config, alone=False) as run, opened(run) as store:  # it only reads what stages commit
         if config.review.unblind:
             store.unblind("command line", "auditor", early=True)
         if store.unblinding() is not None:

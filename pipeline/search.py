@@ -29,8 +29,9 @@ from pipeline.calibrate import calibrate, set_columns
 from pipeline.certificate import CertifyConfig, check_sample
 from pipeline.coverage import close, counted, coverage_key
 from pipeline.embed import unit_store
-from pipeline.layout import Comparison, Grid, Piece, keep_layout, lay_out
+from pipeline.layout import Comparison, Grid, keep_layout, lay_out
 from pipeline.merge import Parts, merge, missing, parts
+from pipeline.pieces import Piece
 from pipeline.progress import Progress
 from pipeline.second import adopt, opinions
 from pipeline.stage import Run
@@ -194,7 +195,7 @@ def _search_tiles(run: Run, grid: Grid, pending: Sequence[tuple[str, Piece, Piec
     if not pending:
         return 0
     options = run.config.search
-    root, target = (store.address for store in (unit_store(run), run.store.child("search")))
+    root, target = unit_store(run), run.store.child("search")
     holder = ray.remote(ShardActor).options(**options.shards.actor_options())
     threads = max(1, int(options.shards.cpus))
     shards = list(dict.fromkeys(shard for _, _, shard in pending))
@@ -202,7 +203,7 @@ def _search_tiles(run: Run, grid: Grid, pending: Sequence[tuple[str, Piece, Piec
     given = (root, target, options.engine, Wanted(*grid.comparison.kept), threads)
     actors = [holder.remote(*given, gpu=options.shards.gpus > 0) for _ in range(count)]
     owner = dict(zip(shards, cycle(actors), strict=False))
-    read = ray.remote(num_cpus=0.1)(read_piece)
+    read = ray.remote(num_cpus=0)(read_piece)  # else two audits whose actors fill a cluster wait for each other's
     blocks: dict[str, Any] = {}
 
     def submit(key: str, block: Piece, shard: Piece) -> Any:

@@ -4,36 +4,43 @@ import hashlib
 import json
 import logging
 import os
+import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from cluster.faults import IncompleteTable
+from cluster.head_watch import head_watched
+from cluster.nodes import Needed, check_nodes, head_address, spread
+from cluster.run_lock import locked
 from cluster.session import ray_session
-from cluster.storage import Commit, Store, private_folder
+from cluster.storage import Commit, private_folder
 from operators.tables import Table
-from pipeline.ledger import Ledger
+from pipeline.ledger import Ledger, code_fingerprint
+from pipeline.protection import protect, stores
 
 if TYPE_CHECKING:
     from pipeline.config import AuditConfig
+
+
+log = logging.getLogger(__name__)
 
 
 class Run:
     """One audit in its folder.
 
     As a context manager it makes the folder, and holds the Ray session that the first busy stage starts. Outside one it
-    only reads.
+    only reads. With `alone`, the rule for all that commits tables, it also holds the folder against other processes.
     """
 
-    def __init__(self, config: "AuditConfig") -> None:
-        self.config = config
+    def __init__(self, config: "AuditConfig", *, alone: bool = True) -> None:
+        self.config, self._alone = config, alone
         self.folder = Path(config.out)
-        self.store = Store(self.folder)
-        self.embeddings = Store(config.store or self.folder / "store").child("embeddings")
+        self.store, self.embeddings = stores(config)
         self.ledger = Ledger(self.folder / "run.json", config)
         self._held = ExitStack()
         self._ray = False
@@ -41,17 +48,38 @@ class Run:
     def __enter__(self) -> "Run":
         os.umask(0o077)
         private_folder(self.folder)
-        self._held.enter_context(logged_to(self.folder / "unveil.log"))
+        with ExitStack() as held:  # lets go of what it holds if one of these refuses
+            if self._alone:
+                held.enter_context(locked(self.folder))
+                self.ledger = Ledger(self.ledger.path, self.config)  # as the last holder left it
+                self.store.sweep()
+            held.enter_context(logged_to(self.folder / "unveil.log"))
+            protect(self.store, self.embeddings)
+            self._held = held.pop_all()
         return self
 
     def __exit__(self, *error: object) -> None:
         self._held.close()
 
     def ray(self) -> None:
-        """Make sure that a Ray session is there; it ends with the run."""
+        """Make sure that a Ray session is there, whose machines all see what they need; it ends with the run."""
         if not self._ray:
             self._held.enter_context(ray_session(self.config.ray))
             self._ray = True
+            if self.config.ray.address:
+                self._held.enter_context(head_watched(head_address(), _end))
+            if self.config.ray.address or spread():
+                check_nodes(self._needed())
+
+    def _needed(self) -> Needed:
+        """What the machines of a cluster must have in common with this one."""
+        config = self.config
+        files = {f"sets.{role}.uri": one.uri for role, one in config.sets.listed().items()}
+        files |= {f"the model {one.name}": one.path for one in config.models()}
+        if config.faces.mode == "detect":
+            files["faces.detector"] = config.faces.detector
+        local = {option: os.path.abspath(path) for option, path in files.items() if os.path.exists(path)}
+        return Needed(code_fingerprint, {"out": self.store, "store": self.embeddings}, local)
 
     def table(self, stage: str, name: str, contract: Table) -> pa.Table:
         """A committed table of this run; IncompleteTable names the stage to run if it is not there."""
@@ -86,10 +114,34 @@ class Run:
         self.ledger.stage(stage, {**facts, "seconds": round(time.monotonic() - start, 2)})
 
 
+def _end(why: str) -> None:
+    """End the process as a refusal does: Ray, which cannot be shut down without its head, is about to do it in silence.
+
+    Commits are whole at any moment, and the lock of the folder goes with the process.
+    """
+    log.critical("unveil: %s", why)
+    logging.shutdown()
+    os._exit(1)
+
+
+class _LogFile(logging.FileHandler):
+    """A log that loses lines where the disk is full, and neither ends the run nor writes tracebacks to the terminal."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Report an error of the program, as the base class does, and pass over one of the disk."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+    def close(self) -> None:
+        """Close without the lines that cannot be written."""
+        with suppress(OSError):
+            super().close()
+
+
 @contextmanager
 def logged_to(path: Path) -> Iterator[None]:
     """Append what the three packages log to a file, with times. Logs hold counts and places, never names or faces."""
-    handler = logging.FileHandler(path, encoding="utf-8", delay=True)
+    handler = _LogFile(path, encoding="utf-8", delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(message)s"))
     loggers = [logging.getLogger(package) for package in ("operators", "cluster", "pipeline")]
     for one in loggers:

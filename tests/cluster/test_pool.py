@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.faults import ClusterError
+from cluster.faults import ClusterError, StorageError
 from cluster.pool import bounded, original_errors
 from cluster.resources import Resources
 
@@ -70,6 +70,25 @@ def test_an_error_in_code_arrives_as_itself_and_is_not_retried(session: None, tm
         with pytest.raises(LookupError, match=r"^the reason$"):
             list(bounded([call], in_flight=2))
         assert calls.read_text() == "called\n" * number
+
+
+def test_a_fault_of_storage_in_a_function_that_ray_data_maps_is_itself_again(session: None) -> None:
+    import pyarrow as pa
+    import ray.data
+
+    class Failing:
+        def __call__(self, unit: pa.Table) -> pa.Table:
+            try:
+                raise OSError("a network's own words")
+            except OSError as error:
+                raise StorageError("s3://b/p: cannot be read (503). Check the network.") from error
+
+    mapped = ray.data.from_arrow(pa.table({"unit": ["u"]})).map_batches(Failing, **Resources(cpus=0.1).map_options())
+    with (
+        pytest.raises(StorageError, match=r"^s3://b/p: cannot be read \(503\)\. Check the network\.$"),
+        original_errors(),
+    ):
+        list(mapped.iter_rows())
 
 
 def test_a_dead_worker_that_ray_gave_up_is_one_sentence(session: None) -> None:

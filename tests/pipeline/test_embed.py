@@ -137,21 +137,22 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
     overrides = [str(config_file), f"out={tmp_path}/killed", "embed.prepare.workers=1", "embed.encode.workers=1"]
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     subprocess.run([*command, "scan", *overrides], check=True, capture_output=True, env=environment)
-    with Run(configured(*overrides[1:])) as run:
-        process = subprocess.Popen(
-            [*command, "embed", *overrides],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-            env=environment,
-        )
-        deadline = time.monotonic() + 90
-        while not unit_bytes(run) and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.005)
-        os.killpg(process.pid, signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
-        survived = unit_bytes(run)
-        assert 0 < len(survived) < len(undisturbed), "the kill must fall into the middle of the work"
+    run = Run(configured(*overrides[1:]))  # which only looks until it is entered
+    process = subprocess.Popen(
+        [*command, "embed", *overrides],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        env=environment,
+    )
+    deadline = time.monotonic() + 90
+    while not unit_bytes(run) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    survived = unit_bytes(run)
+    assert 0 < len(survived) < len(undisturbed), "the kill must fall into the middle of the work"
+    with run:
         with pytest.raises(IncompleteTable):
             run.table("embed", "release", REJECTS)
         embed(run)
@@ -161,6 +162,8 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
 
 def test_the_key_covers_what_changes_an_embedding_and_nothing_else() -> None:
     base = embedding_key(BackboneConfig(), FaceConfig())
+    assert base == embedding_key(BackboneConfig(), FaceConfig(most_faces=2)), "only `all` takes several"
+    assert base == "0ab5dd86a729fcf3e423b7498c0da2ae", "another name makes users embed all again"
     same = BackboneConfig(path="other/place.onnx", name="alias", runtime="openvino", batch=4, licence="any", url="any")
     assert base == embedding_key(same, FaceConfig(detector="x.onnx", isolate=False))
     changed = [
@@ -171,6 +174,8 @@ def test_the_key_covers_what_changes_an_embedding_and_nothing_else() -> None:
         embedding_key(BackboneConfig(), FaceConfig(mode="aligned")),
         embedding_key(BackboneConfig(), FaceConfig(detector_sha256="0")),
         embedding_key(BackboneConfig(), FaceConfig(several="reject")),
+        embedding_key(BackboneConfig(), FaceConfig(several="all")),
+        embedding_key(BackboneConfig(), FaceConfig(several="all", most_faces=2)),
     ]
     assert len({base, *changed}) == len(changed) + 1
 

@@ -1,4 +1,7 @@
 import logging
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +13,7 @@ from operators.errors import SchemaMismatch
 from operators.tables import REJECTS, UNITS
 from pipeline.config import AuditConfig
 from pipeline.scan import scan
-from pipeline.stage import Run
+from pipeline.stage import Run, logged_to
 
 Configured = Callable[..., AuditConfig]
 
@@ -50,3 +53,22 @@ def test_the_log_in_the_run_folder_holds_counts_and_no_names(configured: Configu
     before = len(text)
     logging.getLogger("pipeline").info("after the run")
     assert len((Path(config.out) / "unveil.log").read_text()) == before
+
+
+def test_a_log_on_a_full_disk_loses_lines_and_nothing_else(capfd: pytest.CaptureFixture[str]) -> None:
+    log = logging.getLogger("pipeline")
+    log.setLevel("INFO")
+    with logged_to(Path("/dev/full")):
+        log.info("a line")
+        log.info("a line " * 10_000)
+    assert capfd.readouterr().err == ""
+
+
+def test_a_second_process_is_refused_and_a_reader_is_not(configured: Configured, root: Path) -> None:
+    config = configured()
+    second = "import pathlib, sys; from cluster.run_lock import locked; locked(pathlib.Path(sys.argv[1])).__enter__()"
+    with Run(config), Run(config, alone=False):
+        refused = subprocess.run([sys.executable, "-c", second, config.out], cwd=root, capture_output=True, text=True)
+        assert f"in use by process {os.getpid()} on " in refused.stderr
+    with Run(config, alone=False):
+        assert subprocess.run([sys.executable, "-c", second, config.out], cwd=root).returncode == 0
