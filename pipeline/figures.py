@@ -1,4 +1,4 @@
-"""Figures of the report as inline SVG; that of the ROC curve is in `pipeline.roc`.
+"""Figures of the report as SVG and PNG; `pipeline.score_figure` and `pipeline.roc` have further ones.
 
 Those here show, for every gallery set, the best cosine of each release image. The histogram shows whether sets are
 comparable at all: the bodies of training and control should lie on each other, and only then does a heavier training
@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.wording import power
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -28,6 +30,7 @@ BIN = 0.02
 POINTS = 400
 """Points of an exceedance curve; more cannot be told apart at the size of the figure."""
 
+BEST = "best cosine of a release image"
 WIDTH_INCHES, ROW_INCHES = 7.6, 0.2
 FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 INK, MUTED, RULE = "#1f2933", "#52606d", "#d9dee4"
@@ -48,7 +51,37 @@ STYLES = {
 OTHER = Style("#7a3e9d", "dashdot")
 
 
-def best_match_figure(best: Mapping[str, NDArray[np.float64]], threshold: float) -> str:
+PNG_DPI = 192
+"""Dots of a PNG per inch: two for each CSS pixel."""
+
+
+class Drawing(str):
+    """A figure as one `<svg>` element, for a page or a file, which can also be had as a PNG."""
+
+    __slots__ = ("_figure", "name")
+
+    def __new__(cls, text: str, name: str, figure: "Figure") -> "Drawing":  # noqa: D102
+        made = super().__new__(cls, text)
+        made.name, made._figure = name, figure
+        return made
+
+    name: str
+    """What its file is called, without a suffix."""
+    _figure: "Figure"
+
+    def png(self) -> bytes:
+        """The figure on white, `PNG_DPI` dots per inch; the same figure gives the same bytes, without metadata."""
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+        out = io.BytesIO()
+        with style(self.name):
+            self._figure.patch.set(visible=True, facecolor="white")
+            self._figure.set_dpi(PNG_DPI)
+            FigureCanvasAgg(self._figure).print_png(out, metadata={"Software": None})
+        return out.getvalue()
+
+
+def best_match_figure(best: Mapping[str, NDArray[np.float64]], threshold: float) -> Drawing:
     """SVG of the distribution of best cosines: one histogram outline per gallery set, on a logarithmic scale.
 
     Parameters
@@ -61,19 +94,19 @@ def best_match_figure(best: Mapping[str, NDArray[np.float64]], threshold: float)
     given = _finite(best)
     edges = bin_edges(given, threshold)
     with style("best-match"):
-        figure, axes = _axes("Share of release images per bin", len(given))
+        figure, axes = axes_of("Share of release images per bin", BEST, len(given))
         for arm, values_Q in given.items():
             shares = np.histogram(values_Q, edges)[0] / len(values_Q)
             axes.stairs(
-                np.where(shares > 0, shares, np.nan), edges, label=_label(arm, values_Q, threshold), **_line(arm)
+                np.where(shares > 0, shares, np.nan), edges, label=_label(arm, values_Q, threshold), **line_of(arm)
             )
         lowest = min((1 / len(values_Q) for values_Q in given.values()), default=1e-3)
-        _finish(figure, axes, edges[0], edges[-1], lowest, threshold)
+        finish(figure, axes, edges[0], edges[-1], lowest, threshold)
         told = "Distribution of the best cosine of each release image, by gallery set, on a logarithmic scale."
         return svg(figure, "best-match", "Best match of each release image", _told(told, given, threshold))
 
 
-def exceedance_figure(best: Mapping[str, NDArray[np.float64]], threshold: float) -> str:
+def exceedance_figure(best: Mapping[str, NDArray[np.float64]], threshold: float) -> Drawing:
     """SVG of the share of release images whose best cosine is at least x: one curve per gallery set.
 
     Parameters as for `best_match_figure`. A gap between training and control is what leakage looks like; curves of
@@ -82,14 +115,14 @@ def exceedance_figure(best: Mapping[str, NDArray[np.float64]], threshold: float)
     given = _finite(best)
     edges = bin_edges(given, threshold)
     with style("exceedance"):
-        figure, axes = _axes("Share of release images at or over x", len(given))
+        figure, axes = axes_of("Share of release images at or over x", BEST, len(given))
         for arm, values_Q in given.items():
             cosines, shares = exceedance(values_Q)
             x, y = np.concatenate([edges[:1], cosines]), np.concatenate([[1.0], shares])
             # The share is that of the next point to the right: between neighbouring values nothing changes.
-            axes.step(x, y, where="pre", label=_label(arm, values_Q, threshold), **_line(arm))
+            axes.step(x, y, where="pre", label=_label(arm, values_Q, threshold), **line_of(arm))
         lowest = min((1 / len(values_Q) for values_Q in given.values()), default=1e-3)
-        _finish(figure, axes, edges[0], edges[-1], lowest, threshold)
+        finish(figure, axes, edges[0], edges[-1], lowest, threshold)
         told = "Share of release images whose best cosine is at least x, by gallery set, on a logarithmic scale."
         return svg(figure, "exceedance", "Release images at or over a cosine", _told(told, given, threshold))
 
@@ -125,7 +158,8 @@ def _label(arm: str, values_Q: NDArray[np.float64], threshold: float) -> str:
     return f"{arm}: {over:,} of {len(values_Q):,} at or over, highest {values_Q.max():.3f}"
 
 
-def _line(arm: str) -> dict[str, Any]:
+def line_of(arm: str) -> dict[str, Any]:
+    """How the curve of a gallery set is drawn."""
     style = STYLES.get(arm, OTHER)
     return {"color": style.colour, "linestyle": style.dash, "linewidth": 1.8}
 
@@ -138,7 +172,8 @@ def style(name: str) -> AbstractContextManager[None]:
     return matplotlib_style.context(["default", own])  # type: ignore[no-any-return, unused-ignore]
 
 
-def _axes(ylabel: str, rows: int) -> "tuple[Figure, Axes]":
+def axes_of(ylabel: str, xlabel: str, rows: int) -> "tuple[Figure, Axes]":
+    """A figure with empty axes, logarithmic in y, below room for a legend of `rows` rows."""
     from matplotlib.figure import Figure
 
     # Rows from the top, so that nothing can lie on a curve: what y is, one per gallery set, the threshold, the axes.
@@ -146,7 +181,7 @@ def _axes(ylabel: str, rows: int) -> "tuple[Figure, Axes]":
     figure.patch.set_visible(False)
     total = figure.get_figheight()
     axes = figure.add_axes((0.088, 0.5 / total, 0.9, 2.6 / total))
-    axes.set_xlabel("best cosine of a release image", color=MUTED, labelpad=6)
+    axes.set_xlabel(xlabel, color=MUTED, labelpad=6)
     figure.text(0, 1 - 0.03 / total, ylabel, color=MUTED, va="top")
     axes.set_yscale("log")
     axes.spines[["top", "right", "left"]].set_visible(False)
@@ -157,15 +192,15 @@ def _axes(ylabel: str, rows: int) -> "tuple[Figure, Axes]":
     return figure, axes
 
 
-def _finish(figure: "Figure", axes: "Axes", left: float, right: float, lowest: float, threshold: float) -> None:
-    """Set limits, ticks, threshold line and labels; `lowest` is the share of one release image."""
+def finish(figure: "Figure", axes: "Axes", left: float, right: float, lowest: float, threshold: float) -> None:
+    """Set limits, ticks, threshold line and labels; `lowest` is the smallest share that can be drawn."""
     from matplotlib.ticker import FuncFormatter, LogLocator, MultipleLocator, NullLocator
 
     axes.set_xlim(left, right)
     axes.set_ylim(lowest * 0.6, 1.25)
     axes.yaxis.set_major_locator(LogLocator(10))
     axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{share * 100:g} %"))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: _tick(share)))
     axes.xaxis.set_major_locator(MultipleLocator(0.1 if right - left > 0.5 else 0.05))
     axes.axvline(threshold, color=INK, linewidth=1.1)
     far = (threshold - left) / (right - left)
@@ -181,13 +216,18 @@ def _finish(figure: "Figure", axes: "Axes", left: float, right: float, lowest: f
         axes.text(0.5, 0.5, "nothing was compared", transform=axes.transAxes, ha="center", color=MUTED, size=12)
 
 
+def _tick(share: float) -> str:
+    """A share that is a power of ten as a label in per cent: 0.01 %, 10⁻³ %."""
+    return f"{share * 100:g} %" if share > 5e-5 else f"{power(share * 100).rpartition(' ')[2]} %"
+
+
 def _told(told: str, given: Mapping[str, NDArray[np.float64]], threshold: float) -> str:
     """The description with what the figure shows of every gallery set."""
     facts = " ".join(f"{_label(arm, values_Q, threshold)}." for arm, values_Q in given.items())
     return f"{told} Threshold {threshold:.3f}. {facts}"
 
 
-def svg(figure: "Figure", name: str, title: str, told: str) -> str:
+def svg(figure: "Figure", name: str, title: str, told: str) -> Drawing:
     """The figure as one `<svg>` element that scales with its column, names itself to screen readers and has own ids.
 
     `name` is the start of every id; `title` goes in as it is, `told` is escaped.
@@ -205,7 +245,8 @@ def svg(figure: "Figure", name: str, title: str, told: str) -> str:
     text = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{name}-", text)
     head = f'<title id="{name}-title">{title}</title><desc id="{name}-desc">{html.escape(told)}</desc>'
     text = re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', _role(name), text, count=1)
-    return re.sub(r"(<svg[^>]*>)", lambda found: found[1] + head, text, count=1).strip()
+    text = re.sub(r"(<svg[^>]*>)", lambda found: found[1] + head, text, count=1).strip()
+    return Drawing(text, name, figure)
 
 
 def _role(name: str) -> str:

@@ -1,13 +1,16 @@
-"""The report as one self-contained HTML page: no script, no request, every text from outside escaped.
+"""The report as one self-contained HTML page: no request, every text from outside escaped.
 
-`pipeline/templates/report.html.j2` says how the page looks; the sentences that depend on the result are made here,
-where they can be tested. They follow the method's rules of wording: a count is given with the count that chance would
-give, and no result is called privacy.
+`pipeline/templates/report.html.j2` says how the page looks; the sentences that depend on the result are made in the
+`page_*` modules, where they can be tested. One own script sorts, filters and pages the long tables. The page's policy
+(Content-Security-Policy) names it and the style sheet by their digests, so that nothing else is run, whatever a name
+holds; without scripts the page shows the first rows.
 """
 
 import base64
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from typing import Any
 
 import pyarrow as pa
@@ -15,19 +18,21 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from operators.tables import REJECTS
-from pipeline.page_evidence import claims, grade, looks_sentence
-from pipeline.page_people import PEOPLE_OPEN, Person, people_rows, tier_class
+from pipeline.page_changes import changes
+from pipeline.page_clusters import drawings
+from pipeline.page_evidence import grade
+from pipeline.page_first import checked, steps
+from pipeline.page_lists import cluster_grid, pairs_table, rejects_table
+from pipeline.page_people import HELD, Person, people_rows, people_table, tier_class
+from pipeline.page_result import cautions, ratio, result
+from pipeline.page_review import section as review_section
 from pipeline.page_sections import sections
 from pipeline.page_sensitivity import alignment
-from pipeline.spreadsheet import values, visible
-from pipeline.wording import cosine, count, number, p_value, power, without_folders
+from pipeline.spreadsheet import visible
+from pipeline.wording import cosine, number, p_value, power, without_folders
 
-REJECTS_LISTED = 200
 HUB = 10
 """Candidates with one image from which its badge asks whether it is a hub."""
-
-SIZE_RATIO = 1.5
-"""Ratio of comparisons from which arms of different size are called so."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,6 +81,18 @@ class Page:
     """Rows of the PAIR_EVIDENCE contract; None where nothing was looked at."""
     roc: str | None = None
     """Inline SVG of `pipeline.roc`."""
+    audience: str = "private"
+    """`private`, or `public`: names of images and identities are keyed hashes already, and there is no picture."""
+    changes: Mapping[str, Any] | None = None
+    """Comparison with the previous audit; None where there is none."""
+    clusters: Sequence[Mapping[str, Any]] = ()
+    """Findings that hang together (`pipeline.page_clusters.clusters`), largest first."""
+    mutual: Mapping[int, tuple[int, int]] | None = None
+    """By rank of the finding: places of its two images in each other's lists (`pipeline.page_clusters.mutual`)."""
+    reviewed: Mapping[int, str] | None = None
+    """By rank of the finding: what reviewers said of its pair (`pipeline.page_review.outcomes`)."""
+    candidates: pa.Table | None = None
+    """Rows of the CANDIDATES contract of the training set for a table of pairs; None: only those of `shown`."""
 
 
 def render(page: Page) -> str:
@@ -86,42 +103,70 @@ def render(page: Page) -> str:
     Raises
     ------
     ValueError
-        If `page.faces` is neither `covered` nor `clear`.
+        If `page.faces` is neither `covered` nor `clear`, `page.audience` neither `private` nor `public`, or a public
+        page has pictures.
     SchemaMismatch
         If one of the tables does not follow its contract.
     """
-    if page.faces not in ("covered", "clear"):
-        raise ValueError(f"faces must be 'covered' or 'clear'. Got {page.faces!r}.")
+    _refuse(page)
     clean = without_folders if page.faces == "covered" else str
     told = page.summary.get("evidence")
     rejects = REJECTS.check(page.rejects)
+    script, style = (_file(name) for name in ("report.js", "style.css"))
     return (
         _environment()
         .get_template("report.html.j2")
         .render(
             page=page,
+            script=script,
+            style=style,
+            policy=_policy(script, style),
             summary=page.summary,
             sets={role: _set(one, clean) for role, one in page.summary["sets"].items()},
             grade=grade(told),
             told=None if told is None else sections(told),
+            review=review_section(None if told is None else told.get("review")),
             classes=alignment(page.summary.get("classes")),
-            people=people(page),
-            people_open=PEOPLE_OPEN,
-            people_total=0 if page.findings is None else page.findings.num_rows,
+            checked=checked(page.summary, page.manifest),
+            steps=[] if page.audience == "public" else steps(page.summary),
             arms=_arms(page.summary),
             result=result(page.summary),
             cautions=[clean(one) for one in cautions(page.summary)],
-            rejected=_rejected(rejects.slice(0, REJECTS_LISTED), clean),
+            rejects=rejects_table(rejects, clean),
             rejected_total=rejects.num_rows,
             manifest=[_part(name, value, clean) for name, value in page.manifest.items()],
             hub=HUB,
+            **_findings(page),
         )
     )
 
 
-def _rejected(listed: pa.Table, clean: Callable[[str], str]) -> list[dict[str, Any]]:
-    rows = [dict(zip(REJECTS.schema.names, row, strict=True)) for row in zip(*map(values, listed.columns), strict=True)]
-    return [row | {"error": clean(row["error"] or "")} for row in rows]
+def _refuse(page: Page) -> None:
+    if page.faces not in ("covered", "clear"):
+        raise ValueError(f"faces must be 'covered' or 'clear'. Got {page.faces!r}.")
+    if page.audience not in ("private", "public"):
+        raise ValueError(f"audience must be 'private' or 'public'. Got {page.audience!r}.")
+    pictures = any(one.release_picture or one.gallery_picture for one in page.shown)
+    if page.audience == "public" and (pictures or page.faces == "clear"):
+        raise ValueError(f"shown must hold no picture with audience 'public'. Got faces {page.faces!r}.")
+
+
+def _findings(page: Page) -> dict[str, Any]:
+    """What the template shows of findings, pairs, clusters and changes."""
+    told = page.summary.get("evidence")
+    claim, second = (False, False) if told is None else (told["claim"], len(told["models"]) > 1)
+    rows = people(page)
+    names = {one.row["rank"]: one.row["training_identity"] or one.row["training_key"] for one in rows}
+    return {
+        "people": people_table(rows, claim, second, told is not None) if rows else None,
+        "people_total": 0 if page.findings is None else page.findings.num_rows,
+        "held": HELD,
+        "pairs": pairs_table(page.candidates),
+        "clusters": cluster_grid(page.clusters, {one.row["rank"] for one in rows if one.listed} if claim else None),
+        "clusters_total": len(page.clusters),
+        "graphs": drawings(page.clusters, names),
+        "changes": changes(page.changes, claim),
+    }
 
 
 def people(page: Page) -> list[Person]:
@@ -130,105 +175,30 @@ def people(page: Page) -> list[Person]:
         return []
     told = page.summary.get("evidence")
     q, claim = (None, False) if told is None else (told["q"], told["claim"])
-    return people_rows(page.findings, page.pixels, q, claim)
+    return people_rows(page.findings, page.pixels, q, claim, page.mutual, page.reviewed)
+
+
+def _file(name: str) -> Markup:
+    """A file of the templates, to be inserted as it is."""
+    return Markup(files("pipeline").joinpath("templates", name).read_text("utf-8"))  # noqa: S704 - our own
+
+
+def _policy(script: str, style: str) -> str:
+    """The page's policy: nothing is loaded but its own pictures, and no other script runs.
+
+    Style attributes stay allowed, because the figures have them.
+    """
+    digests = [base64.b64encode(hashlib.sha256(one.encode()).digest()).decode() for one in (script, style)]
+    return (
+        f"default-src 'none'; img-src data:; script-src 'sha256-{digests[0]}'; style-src 'unsafe-inline'; "
+        f"style-src-elem 'sha256-{digests[1]}'; base-uri 'none'; form-action 'none'"
+    )
 
 
 def _set(one: Mapping[str, Any], clean: Callable[[str], str]) -> dict[str, Any]:
     """A set as it is shown; its form and notes are not in summaries of old audits."""
     notes = [clean(note) for note in one.get("notes", [])]
     return {**one, "uri": clean(one["uri"]), "form": one.get("form"), "notes": notes}
-
-
-def result(summary: Mapping[str, Any]) -> list[str]:
-    """The result in a few plain sentences: what was found, what chance would give, and what the control set gives."""
-    training, control = summary["arms"]["training"], summary["arms"].get("control")
-    if not training["comparisons"]:
-        return ["Nothing was compared, so nothing is known: no image of one of the sets could be audited."]
-    told, evidence = [_found(summary), _chance(training)], summary.get("evidence")
-    if evidence is not None:
-        told = claims(evidence) if evidence["claim"] else [*claims(evidence), *told]
-    elif control:
-        told.append(
-            f"Against the control set, whom the generator never saw, the same threshold gives "
-            f"{count(control['candidates'], 'candidate pair')} in {control['comparisons']:,} comparisons"
-            f"{_times(ratio(training, control))}."
-        )
-    else:
-        told.append("There is no control set, so nothing shows what people whom the generator never saw would give.")
-    limit = summary["limit"]
-    if limit is not None:
-        over = summary["findings"] > limit
-        told.append(
-            f"The configured limit is {count(limit, 'finding')}: this result is {'over' if over else 'within'} it."
-        )
-    return told
-
-
-def _found(summary: Mapping[str, Any]) -> str:
-    training, threshold = summary["arms"]["training"], summary["calibration"]["threshold"]
-    people = summary["sets"]["training"]["identities"]
-    if not training["candidates"]:
-        return (
-            f"No pair of a release and a training image reaches the threshold of cosine {cosine(threshold)}; the "
-            f"highest is {cosine(training['highest'])}. This does not show that the release is free of training faces."
-        )
-    whom = f"{people:,} training people" if people else f"{summary['sets']['training']['audited']:,} training images"
-    verb = "has" if training["persons"] == 1 else "have"
-    return f"{training['persons']:,} of {whom} {verb} at least one candidate pair in the release."
-
-
-def _chance(training: Mapping[str, Any]) -> str:
-    low, high = training["expected_false_low"], training["expected_false_high"]
-    chance = (
-        f"false matches alone would give about {number(training['expected_false'])} ({number(low)} to {number(high)}) "
-        f"at this number of comparisons"
-    )
-    if not training["candidates"]:
-        return f"If the release were like other real people, {chance}."
-    verb = "is" if training["candidates"] == 1 else "are"
-    told = f"There {verb} {count(training['candidates'], 'candidate pair')}; {chance}"
-    return f"{told}." if training["candidates"] > high else f"{told}, so the count by itself is no sign of leakage."
-
-
-def cautions(summary: Mapping[str, Any]) -> list[str]:
-    """Warnings that follow from how this audit was set up."""
-    arms, found = summary["arms"], list(summary.get("warnings", []))
-    if not summary["calibration"]["labels"]:
-        found.append(
-            "The training set has no complete person labels. Pairs of one person then count as non-mated during "
-            "calibration, which pushes the threshold up: real leaks can stay below it."
-        )
-    control = arms.get("control")
-    evidence = summary.get("evidence")
-    comparable = evidence is None or evidence["claim"]
-    if comparable and control and control["comparisons"] and arms["training"]["comparisons"]:
-        sizes = sorted((arms["training"]["comparisons"], control["comparisons"]))
-        if sizes[1] > SIZE_RATIO * sizes[0]:
-            found.append(
-                "Training and control differ in size. A larger set gives higher best matches by chance alone: compare "
-                "the numbers per comparison, not the curves."
-            )
-    lost = sum(sum(one["rejected"].values()) for one in summary["sets"].values())
-    if lost:
-        found.append(f"{count(lost, 'image')} could not be audited. Whom they show is unknown; see Coverage.")
-    if noted := [role for role, one in summary["sets"].items() if one.get("notes")]:
-        found.append(f"There are notes on {' and '.join(noted)}; see Coverage.")
-    if evidence is not None and (looked := looks_sentence(evidence)):
-        found.append(looked)
-    return found
-
-
-def ratio(training: Mapping[str, Any], control: Mapping[str, Any]) -> float | None:
-    """Candidates per comparison of training over those of control; None where control has none."""
-    if not control["candidates"] or not training["comparisons"]:
-        return None
-    return float(training["candidates"] / training["comparisons"] / (control["candidates"] / control["comparisons"]))
-
-
-def _times(per_comparison: float | None) -> str:
-    if per_comparison is None:
-        return ""
-    return f"; per comparison, training gives {number(per_comparison)} times as many as control"
 
 
 def _arms(summary: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:

@@ -211,17 +211,24 @@ def blends(evidence: Evidence) -> str:
     )
 
 
-def hubs(evidence: Evidence) -> str:
+def hubs(evidence: Evidence) -> list[Fact]:
     """Images that are near to everything."""
     found = evidence["hubs"]
-    near, flagged = found["hubs"], found["flagged"]
-    return (
-        f"{near['training']:,} training and {near['control']:,} control images are hubs: among the nearest of "
-        f"{estimate(found['limit'])} or more of {found['queries']:,} release images, where the average is "
-        f"{estimate(found['expected'])} and the largest {found['largest']:,}. {flagged['training']:,} training and "
-        f"{flagged['control']:,} control images are flagged in all, with those of poor quality. Flagged images stay in "
-        f"every test; a finding says so. Skewness of the counts: {estimate(found['skewness'])}."
+    near, flagged = (
+        f"{one['training']:,} training and {one['control']:,} control images"
+        for one in (found["hubs"], found["flagged"])
     )
+    return [
+        Fact(
+            "Hubs",
+            near,
+            hint=f"among the nearest of {estimate(found['limit'])} or more of {found['queries']:,} release images; the "
+            f"average is {estimate(found['expected'])}",
+        ),
+        Fact("Largest count of one image", f"{found['largest']:,}", hint="release images that it is near to"),
+        Fact("Flagged in all", flagged, hint="hubs, and images of poor quality"),
+        Fact("Skewness of the counts", estimate(found["skewness"])),
+    ]
 
 
 def groups(evidence: Evidence) -> Grid | None:

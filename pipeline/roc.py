@@ -1,4 +1,4 @@
-"""The ROC curve of the report, as inline SVG.
+"""The ROC curve of the report.
 
 Both axes are logarithmic, because what counts is how many members are found at a very low false positive rate (Carlini
 et al., Membership Inference Attacks From First Principles, IEEE S&P 2022): on linear axes that corner is invisible.
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.figures import INK, MUTED, ROW_INCHES, RULE, STYLES, WIDTH_INCHES, style, svg
+from pipeline.figures import INK, MUTED, ROW_INCHES, RULE, STYLES, WIDTH_INCHES, Drawing, style, svg
 from pipeline.wording import percent
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ BOX = "box of both rates, 95 %"
 
 def roc_figure(
     curve: Sequence[Sequence[float]], members: int, controls: int, operating: Sequence[Mapping[str, Any]] = ()
-) -> str:
+) -> Drawing:
     """SVG of the ROC curve on logarithmic axes.
 
     Parameters

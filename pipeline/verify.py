@@ -22,11 +22,13 @@ from numpy.typing import NDArray
 from cluster.faults import IncompleteTable
 from operators import vectors
 from operators.encoder import Encoder
+from operators.face_rows import picked
 from operators.faces import FacePreparation
 from operators.formats import FORMATS
 from operators.records import embeddings, unnest
 from operators.tables import UNITS
 from pipeline.embed import closed, unit_store
+from pipeline.face_units import face_numbers, face_units
 from pipeline.recheck import Difference, recheck
 from pipeline.sealing import verify_seal
 from pipeline.stage import Run
@@ -102,9 +104,9 @@ def verify(run: Run) -> None:
     run.ledger.stage("verify", {"outcome": "not finished"})
     outcome = Outcome()
     with run.timed("verify") as facts:
-        units = {role: run.table("scan", role, UNITS) for role in run.config.sets.given()}
-        for role, table in units.items():
-            closed(run, role, table)
+        for role in run.config.sets.given():
+            closed(run, role, run.table("scan", role, UNITS))
+        units = {role: face_units(run, role) for role in run.config.sets.given()}
         facts |= {"search": run.commit("search", "coverage").key, "seed": run.config.verify.seed}
         _verify_embed(run, units, outcome)
         if not outcome.differences:  # a search of other vectors would only repeat the finding
@@ -140,13 +142,14 @@ def _verify_embed(run: Run, units: Mapping[str, pa.Table], outcome: Outcome) -> 
     listed = listed.filter(pc.is_in(listed["format"], images))
     if not listed.num_rows:
         return
+    numbers = {role: face_numbers(run, role) for role in units}
     prepare, encoder = FacePreparation(run.config.faces, (run.config.embedder.alignment,)), Encoder(run.config.embedder)
     for unit, members_N in _image_sample(run, listed):
         stored = _stored(run, unit).take(pa.array(members_N))
         sample = UNITS.from_rows([unit | {"members": [unit["members"][member] for member in members_N.tolist()]}])
-        made = unnest(encoder(prepare(sample)), "images")
-        rows = (unit["first_row"] + members_N).tolist()
-        for row, what in zip(rows, _again(stored, made, outcome), strict=True):
+        rows_N = unit["first_row"] + members_N
+        made = unnest(encoder(picked(prepare(sample), numbers[unit["set"]][rows_N])), "images")
+        for row, what in zip(rows_N.tolist(), _again(stored, made, outcome), strict=True):
             if what is not None:
                 remedy = "Run `unveil run` again." if what == CHANGED else _delete(run, unit)
                 outcome.differences.append(Difference(f"embed: {unit['set']} row {row}: {what}", remedy))
@@ -170,7 +173,7 @@ def _image_sample(run: Run, units: pa.Table) -> Iterator[tuple[dict[str, Any], N
 
 
 def _stored(run: Run, unit: Mapping[str, Any]) -> pa.Table:
-    """The embeddings of a unit, a row for each of its images."""
+    """The embeddings of a unit, a row for each of its images, or faces."""
     stored = embeddings(run.config.embedder.width).check(unit_store(run).read(unit["unit"]))
     if len(stored) != len(unit["members"]):
         counts = f"{len(unit['members'])} images listed, {len(stored)} embedded"

@@ -6,6 +6,8 @@ are written as `not estimable`, never as a number.
 
 import math
 import re
+from collections.abc import Mapping
+from typing import Any
 
 NOT_ESTIMABLE = "not estimable"
 
@@ -83,6 +85,18 @@ def p_value(value: float | None) -> str:
 def count(amount: int, noun: str, plural: str = "") -> str:
     """A count with its noun in the right number."""
     return f"{amount:,} {noun if amount == 1 else plural or noun + 's'}"
+
+
+def passed_over(sets: Mapping[str, Any]) -> list[str]:
+    """A sentence on the faces beside the audited ones, from the sets of a summary; nothing where there are none."""
+    told = [one["faces"] for one in sets.values() if one.get("faces")]
+    faces, images = (sum(one[name] for one in told) for name in ("passed_over", "images_with_passed_over"))
+    if not faces:
+        return []
+    return [
+        f"{count(faces, 'further face')} in {count(images, 'image')} {'was' if faces == 1 else 'were'} found and not "
+        f"audited (options faces.several, most_faces and min_face). Whom such faces show is unknown."
+    ]
 
 
 def without_folders(text: str) -> str:

@@ -62,6 +62,7 @@ def config_file(corpus: Path, tmp_path: Path) -> Path:
 def short_trial(monkeypatch: pytest.MonkeyPatch) -> None:
     """`plan` tries the search for a moment only."""
     monkeypatch.setattr("operators.forecast.TRIALS", ((32, 600), (32, 100), (64, 600)))
+    monkeypatch.setattr("pipeline.plan.TRIAL_S", 0.0)
 
 
 @pytest.fixture(scope="session")

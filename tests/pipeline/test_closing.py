@@ -64,3 +64,17 @@ def test_without_a_claim_the_reasons_are_said_and_no_rate(ended: Callable[..., t
 def test_the_limit_decides(ended: Callable[..., tuple[str, bool]], limit: int, over: bool) -> None:
     text, exceeded = ended(limit=limit, evidence=EVIDENCE)
     assert exceeded is over and ("exceeded" in text) is over
+
+
+def test_further_faces_of_the_images_are_counted(ended: Callable[..., tuple[str, bool]]) -> None:
+    def faces(audited: int, images: int, passed_over: int) -> dict[str, Any]:
+        counts = {"audited": audited, "images": images, "passed_over": passed_over, "images_with_passed_over": 1}
+        return {"images": 10, "audited": images, "faces": counts}
+
+    sets = {
+        "release": faces(13, 10, 1),
+        "training": faces(9, 8, 0),
+        "anchor": {"images": 1, "audited": 1, "faces": None},
+    }
+    assert "further faces 4 audited, 1 not (faces.several)" in ended(sets=sets)[0]
+    assert "further faces" not in ended(sets={"release": faces(10, 10, 0)})[0]

@@ -1,8 +1,10 @@
+import io
 import re
 import xml.etree.ElementTree as ET
 
 import matplotlib
 import numpy as np
+import PIL.Image
 import pytest
 
 from pipeline.figures import POINTS, best_match_figure, bin_edges, exceedance, exceedance_figure
@@ -84,3 +86,25 @@ def test_sets_without_values_are_left_out(draw, best):
 @pytest.mark.parametrize("draw", FIGURES)
 def test_one_value_and_an_unforeseen_name_can_be_drawn(draw):
     assert "&lt;b&gt;" in draw({"<b>": np.array([0.5]), "anchor": np.array([-0.9, 1.0])}, 0.42)
+
+
+@pytest.mark.parametrize("draw", FIGURES)
+def test_a_png_is_the_figure_on_white_without_metadata(draw, best):
+    drawn = draw(best, 0.42)
+    data = drawn.png()
+    assert data == drawn.png() == draw(dict(reversed(best.items())), 0.42).png()
+    assert drawn == draw(best, 0.42), "drawing the PNG leaves the SVG as it was"
+    image = PIL.Image.open(io.BytesIO(data))
+    chunks = set(re.findall(rb"(?:tEXt|iTXt|zTXt|tIME|eXIf)", data))
+    assert not chunks
+    pixels = np.asarray(image.convert("RGBA"))
+    assert image.size[0] > 1400, "two dots for each pixel of the page"
+    assert (pixels[..., 3] == 255).all() and (pixels[0, -1] == 255).all()
+    orange = (np.abs(pixels[..., :3].astype(int) - (0xC2, 0x41, 0x0C)).max(axis=2) < 8).sum()
+    assert orange > 500, "the curve of the training set"
+
+
+def test_an_svg_can_stand_in_a_file_of_its_own(best):
+    drawn = best_match_figure(best, 0.42)
+    assert drawn.name == "best-match" and drawn.startswith("<svg") and 'xmlns="http://www.w3.org/2000/svg"' in drawn
+    assert ET.fromstring(f"{drawn}\n".encode()).get("viewBox")

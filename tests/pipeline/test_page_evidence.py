@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from operators.tables import FINDINGS, PAIR_EVIDENCE, REJECTS
-from pipeline.page import Page, Shown, cautions, render, result
+from pipeline.page import Page, Shown, render
 from pipeline.page_evidence import claims, excess_sentence, grade, not_claimed, sensitivity_sentence, terminal_lines
+from pipeline.page_result import cautions, result
 from pipeline.roc import roc_figure
 
 ARM = {
@@ -113,7 +114,7 @@ class Reader(html.parser.HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
         self.attributes += [(name, value or "") for name, value in attrs]
-        self.style = tag == "style"
+        self.style = tag in ("style", "script")
 
     def handle_endtag(self, tag: str) -> None:
         self.style = False
@@ -248,12 +249,15 @@ def test_rates_that_controls_cannot_measure_are_not_estimable() -> None:
 def test_people_are_listed_with_tier_second_model_and_partner() -> None:
     rows = [finding(1), finding(2, q=0.2, tier="blend of two people", hub="near to 91 images")]
     rows += [finding(rank, tier=None, reasons=None, q=None, p=None) for rank in range(3, 330)]
-    pixels = [{"rank": 1, "second_z": 4.256}, {"rank": 2, "blend_partner_key": "p9/7.jpg"}]
+    pixels: list[dict[str, Any]] = [{"rank": 1, "second_z": 4.256}, {"rank": 2, "blend_partner_key": "p9/7.jpg"}]
     made = {"findings": FINDINGS.from_rows(rows), "pixels": PAIR_EVIDENCE.from_rows(pixels)}
     shown = text(audit(models=["one", "two"]), **made)
-    assert "0.8000 0.3000 0.5000 1.0 × 10⁻³ 0.012 4.26 same person both models" in shown
-    assert "0.2 not listed" in shown and "second source: p9/7.jpg" in shown and "near to 91 images" in shown
-    assert "p1/300.jpg" in shown and "p1/301.jpg" not in shown and "All 329 are in findings.csv" in shown
+    said = "0.8000 0.5000 anchor 0.3000 0.012 p 1.0 × 10⁻³ 4.26 same person decision: listed reasons both models"
+    assert said in shown
+    assert (
+        "0.2 p 1.0 × 10⁻³ not listed" in shown and "second source: p9/7.jpg" in shown and "near to 91 images" in shown
+    )
+    assert "p1/200.jpg" in shown and "p1/201.jpg" not in shown and "All 329 are in findings.csv" in shown
     assert "4.26" not in text(audit(), **made)
     assert "p9/7.jpg" not in text(audit("C", claim=False), **made)
 
@@ -303,7 +307,7 @@ def test_hostile_names_stay_text_in_every_new_field(letter: str) -> None:
     pixels = PAIR_EVIDENCE.from_rows([{"rank": 1, "blend_partner_key": HOSTILE}])
     made = page(hostile, about, findings=findings, pixels=pixels)
     found = Reader(made)
-    assert "script" not in found.tags and "alert(1)" in found.text
+    assert found.tags.count("script") == 2 and "alert(1)" in found.text
     assert "\u202e" not in made and "\\u202e" in made
     assert not [name for name, _ in found.attributes if name.startswith("on")]
     assert all(char.isprintable() or char == "\n" for char in made)
@@ -379,3 +383,28 @@ def test_the_terminal_says_grade_list_excess_and_recall() -> None:
     assert failed["evidence"] == "grade C, no rates are claimed" and failed[""] == "Because of this."
     assert "unveil plant" in failed["recall"] and {"listed", "excess"}.isdisjoint(failed)
     assert dict(terminal_lines(audit(excess=[])))["excess"] == "not estimable"
+
+
+def test_a_public_page_says_so_and_has_no_commands_pictures_or_files() -> None:
+    shown = text(audit(), audience="public")
+    assert "names of images and of people are keyed hashes" in shown and "What to do next" not in shown
+    assert "findings.csv" not in shown and "unveil review" not in shown and "the file is gone" not in shown
+    assert "What to do next" in text(audit()) and "unveil review CONFIG" in text(audit())
+    card = Shown(
+        rank=1, cosine=0.9, release_key="r", release_identity=None, gallery_key="g", gallery_identity=None,
+        same_bytes=False, release_multiplicity=1, gallery_multiplicity=1, release_picture=b"x", gallery_picture=None,
+    )  # fmt: skip
+    for changes in ({"shown": [card]}, {"faces": "clear"}):
+        with pytest.raises(ValueError, match="must hold no picture"):
+            page(audit(), audience="public", **changes)
+    with pytest.raises(ValueError, match="'private' or 'public'"):
+        page(audit(), audience="all")
+
+
+def test_what_reviewers_said_and_mutual_ranks_stand_with_the_finding() -> None:
+    made = {"mutual": {1: (1, 1)}, "reviewed": {1: "look-alike"}}
+    shown = text(audit(), **made)
+    assert "1 / 1 mutual same person" in shown and "reviewed: look-alike" in shown
+    assert "Ranks" not in text(audit())
+    pixels = PAIR_EVIDENCE.from_rows([{"rank": 1, "hash_distance": 0.0312, "ncc": 0.99, "mirrored": True}])
+    assert "hash distance 0.031, correlation 0.990, mirrored" in text(audit(), pixels=pixels)

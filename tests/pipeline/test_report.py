@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import PIL.Image
+import pyarrow.parquet as pq
 import pytest
 
 from cluster.faults import IncompleteTable
@@ -48,6 +49,48 @@ def test_findings_csv_holds_every_finding(audited: Path) -> None:
     with (audited.parent / "run" / "findings.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["training_identity"] for row in rows] == findings["training_identity"].to_pylist()
+
+
+def test_findings_and_figures_stand_beside_the_report_for_programs_and_documents(audited: Path) -> None:
+    folder = audited.parent / "run"
+    (folder / "figures").mkdir(exist_ok=True)
+    for name in ("old.svg", "mine.txt"):
+        (folder / "figures" / name).write_text("left")
+    audit(load(str(audited)), "report")
+    with Run(load(str(audited))) as run:
+        findings = run.table("assess", "findings", FINDINGS)
+    assert pq.read_table(folder / "findings.parquet").equals(findings)
+    drawn = {f"{name}.{kind}" for name in ("scores", "best-match", "exceedance") for kind in ("svg", "png")}
+    assert {path.name for path in (folder / "figures").iterdir()} == drawn | {"mine.txt"}, "no claim, so no ROC"
+    for name in drawn:
+        assert not (folder / "figures" / name).stat().st_mode & 0o077
+    assert (folder / "figures" / "scores.png").read_bytes().startswith(b"\x89PNG")
+    page = (folder / "report.html").read_text()
+    for name in ("scores", "best-match", "exceedance"):
+        assert f'aria-labelledby="{name}-title' in page
+    assert not (folder / "public").exists() and not (folder / "audience.key").exists()
+
+
+def test_a_report_says_what_changed_since_the_assessment_before(
+    audited: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = audited.parent / "run"
+    audit(load(str(audited)), "report")
+    assert not (folder / "changes.csv").exists(), "the first assessment, reported again"
+    with Run(load(str(audited))) as run:
+        whole, made = run.table("assess", "findings", FINDINGS), run.commit("assess", "findings")
+        names = whole["training_identity"].to_pylist()
+        run.save("assess", "findings", FINDINGS, whole.slice(2), key=made.key)
+    for _ in range(2):
+        assert command.main(["report", str(audited)]) == 0
+    with (folder / "changes.csv").open(newline="") as file:
+        rows = {row["training_identity"]: row["change"] for row in csv.DictReader(file)}
+    assert rows == dict.fromkeys(names[2:], "unchanged") | dict.fromkeys(names[:2], "gone")
+    said = capsys.readouterr().out
+    assert said.count(f"0 new, 2 gone, 0 moved, {len(names) - 2} unchanged since the audit before") == 2
+    audit(load(str(audited)), "assess", "report")
+    changes = pq.read_table(folder / "changes.parquet")
+    assert changes["change"].to_pylist() == ["new"] * 2 + ["unchanged"] * (len(names) - 2)
 
 
 def test_the_number_of_pairs_shown_is_an_option(audited: Path) -> None:

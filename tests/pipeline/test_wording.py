@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from pipeline.wording import cosine, count, estimate, known, measured, p_value, percent, spread
+from pipeline.wording import cosine, count, estimate, known, measured, p_value, passed_over, percent, spread
 
 
 @pytest.mark.parametrize(
@@ -38,3 +38,13 @@ def test_counts_have_their_noun_in_the_right_number() -> None:
     assert (count(1, "person", "people"), count(1200, "person", "people"), count(0, "image")) == (
         "1 person", "1,200 people", "0 images",
     )  # fmt: skip
+
+
+def test_faces_that_were_passed_over_are_summed_over_the_sets() -> None:
+    def one(faces: int, images: int) -> dict[str, dict[str, int]]:
+        return {"faces": {"passed_over": faces, "images_with_passed_over": images}}
+
+    assert passed_over({"release": one(0, 0), "anchor": {"faces": None}, "training": {}}) == []
+    (text,) = passed_over({"release": one(3, 2), "training": one(1000, 500)})
+    assert text.startswith("1,003 further faces in 502 images were found and not audited (options faces.several, ")
+    assert passed_over({"control": one(1, 1)})[0].startswith("1 further face in 1 image was found and not audited")
