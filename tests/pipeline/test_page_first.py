@@ -76,7 +76,7 @@ CHANGES = {
 
 def test_changes_are_counted_and_listed_where_the_audits_can_be_compared() -> None:
     made = changes(CHANGES, claim=True)
-    assert made is not None and "300 findings are new, 0 gone, 5 unchanged, of which 2 at another" in made.says[1]
+    assert made is not None and "300 findings are new, 0 gone, 5 unchanged, 2 with another tier" in made.says[1]
     assert [table.title for table in made.tables] == ["New findings, the first 1 of 300"]
     assert len(made.tables[0].columns) == len(made.tables[0].rows[0].cells) == len(made.tables[0].rows[0].keys) == 6
     without = changes(CHANGES, claim=False)
