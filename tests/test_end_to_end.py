@@ -100,15 +100,24 @@ def browser() -> str | None:
 
 
 def reviewed(line: str, place: Path, environment: dict[str, str]) -> str:
-    """Label all pairs by keys, with the pictures of the page alone, ask for the result, and return what it says."""
+    """Serve the review, and label its pairs in a browser."""
+    server = subprocess.Popen(
+        ["bash", "-c", f"exec {line}"], cwd=place, env=environment, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert server.stdout is not None
+        link = next(found[0] for found in (re.search(r"http://\S+", said) for said in server.stdout) if found)
+        return labelled(link)
+    finally:
+        server.terminate()
+        server.communicate()
+
+
+def labelled(link: str) -> str:
+    """Label all pairs by keys, by what the page shows alone; ask for the result, and return what it says."""
     from playwright.sync_api import sync_playwright
 
-    with subprocess.Popen(
-        ["bash", "-c", f"exec {line}"], cwd=place, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-        text=True,
-    ) as server, sync_playwright() as driver:  # fmt: skip
-        assert server.stdout is not None
-        link = next(found[0] for found in (re.search(r"http://\S+", text) for text in server.stdout) if found)
+    with sync_playwright() as driver:
         program = driver.chromium.launch(executable_path=browser(), args=["--no-sandbox", "--disable-gpu"])
         page = program.new_page()
         page.set_default_timeout(20_000)
@@ -117,9 +126,8 @@ def reviewed(line: str, place: Path, environment: dict[str, str]) -> str:
         page.get_by_role("button", name="Begin or go on").press("Enter")
         page.wait_for_selector("#work:not([hidden])")
         for at in range(PAIRS):
-            page.wait_for_function(
-                "[...document.querySelectorAll('.pair img')].filter((one) => one.naturalWidth).length == 2"
-            )
+            while page.evaluate(LOADED) < 2:  # the page's policy keeps Playwright from waiting in the page itself
+                page.wait_for_timeout(20)
             page.keyboard.press("2" if page.evaluate(ALIKE) < 40 else "4")
             page.get_by_text(f"{at + 1} of {PAIRS} pairs decided").wait_for()
         page.get_by_role("button", name="Show the result…").click()
@@ -127,10 +135,10 @@ def reviewed(line: str, place: Path, environment: dict[str, str]) -> str:
         page.wait_for_url("**/results")
         text = page.inner_text("main")
         program.close()
-        server.terminate()
     return text
 
 
+LOADED = "[...document.querySelectorAll('.pair img')].filter((one) => one.naturalWidth).length"
 ALIKE = """(() => { const [one, two] = [...document.querySelectorAll('.pair img')].map((image) => {
   const canvas = document.createElement('canvas'); canvas.width = canvas.height = 16;
   const paint = canvas.getContext('2d'); paint.drawImage(image, 0, 0, 16, 16);
