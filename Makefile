@@ -36,7 +36,7 @@ demo: setup ## audit the demo release on this machine; ends with a summary and r
 	@echo "report: runs/demo/report.html"
 
 test: setup check ## the whole test suite and all checks
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/.done ## lint, format, types, import contracts
 	$(BIN)/ruff check .
