@@ -140,6 +140,8 @@ def _address(text: str, name: str) -> SplitResult:
         host, _ = parts.hostname or "", parts.port
     except ValueError as error:
         raise ValueError(f"{name} is no address. Got something that cannot be read as one.") from error
+    if not text.isascii():
+        raise ValueError(f"{name} must be ASCII; write other characters as %XX. Got some that are not, of {host!a}.")
     if parts.username is not None or parts.password is not None:
         raise ValueError(f"{name} must not hold a user or password; use webhook_env. Got such an address of {host}.")
     if (parts.scheme == "https" and host) or (parts.scheme == "http" and _loopback(host)):

@@ -1,6 +1,7 @@
 """The rows of an embedded set as stages after embed list them: one for each image, or each face (`several=all`)."""
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -23,12 +24,34 @@ def face_units(run: Run, role: str) -> pa.Table:
     Raises
     ------
     IncompleteTable
-        If the set is not listed or not embedded.
+        If the set is not listed or not embedded, or the models of the audit have other faces of an image.
     FormatError
         If a further face would be called like an image.
     """
     units = run.table("scan", role, UNITS)
-    return expanded(units, further_faces(run, units)) if run.config.faces.several == "all" else units
+    if run.config.faces.several != "all":
+        return units
+    found = further_faces(run, units)
+    _refuse_unlike(run, units, found)
+    return expanded(units, found)
+
+
+def _refuse_unlike(run: Run, units: pa.Table, found: Sequence[Further]) -> None:
+    """IncompleteTable if a further model has other faces of an image than the first: rows would be of different faces.
+
+    They are found once for all models, but where one was added later, an image that could not be read in time for the
+    first can have been read for it.
+    """
+    for model in run.config.models()[1:]:
+        store = unit_store(run, model)
+        for name, own in zip(units["unit"].to_pylist(), found, strict=True):
+            made = store.find(name)
+            if made is not None and made.facts.get("faces", {}) != own:
+                places = " and ".join(f"{one.address}/{name}.*" for one in (unit_store(run), store))
+                raise IncompleteTable(
+                    f"unit {name}: {model.name} has other faces of its images than the first model, since an image "
+                    f"could not be read for one of them. Delete {places}, and run `unveil embed` again."
+                )
 
 
 def further_faces(run: Run, units: pa.Table) -> list[Further]:

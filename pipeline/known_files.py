@@ -67,7 +67,7 @@ class KnownFiles:
             return None
         stamp = self._stamp(reader, place)
         digest, was, hashed_s = self._old.get(place, ("", "", 0))
-        if stamp is None or stamp != was or hashed_s < self._since:
+        if stamp is None or stamp != was or not self._since <= hashed_s <= self._now:  # later: by a clock put back
             return None
         with self._lock:
             self._new.append((place, digest, stamp, hashed_s))

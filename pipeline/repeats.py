@@ -116,7 +116,11 @@ def filled(images: pa.Table, face_N: NDArray[np.int64], unit: pa.Table, store: S
         return images, further(face_N, len(members))
     rows, faces = images, face_N
     at: dict[tuple[str, Any], int] = {("key", images["key"][row].as_py()): row for row in firsts.tolist()}
+    wanted = list(zip(members["key"].to_pylist(), members["digest"].to_pylist(), strict=True))
+    needed = {digest for key, digest in wanted if ("key", key) not in at}
     for source in unit["sources"][0].as_py():
+        if needed.isdisjoint(source["digests"]):  # it was still under way: its images are among `images`
+            continue
         known, own_N = _known(store, source["unit"])
         keep_N = np.asarray(pc.is_in(known["digest"], pa.array(source["digests"])))
         digests = known["digest"].filter(pa.array(keep_N)).to_pylist()
@@ -124,7 +128,6 @@ def filled(images: pa.Table, face_N: NDArray[np.int64], unit: pa.Table, store: S
         for row in np.flatnonzero(own_N == 1).tolist():
             at.setdefault(("digest", digests[row]), len(rows) + row)
         rows, faces = pa.concat_tables([rows, known.filter(pa.array(keep_N))]), np.append(faces, own_N)
-    wanted = list(zip(members["key"].to_pylist(), members["digest"].to_pylist(), strict=True))
     first_M = np.array([at[("key", key)] if ("key", key) in at else at[("digest", one)] for key, one in wanted], int)
     ends = np.append(np.flatnonzero(faces == 1), len(faces))
     count_M = ends[np.searchsorted(ends, first_M, side="right")] - first_M

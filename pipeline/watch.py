@@ -9,7 +9,7 @@ by the next run. A killed run is repeated from where it was: stages find what is
 import json
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,9 @@ REST = ("embed", "search", "assess", "report")
 """What follows the look, which has listed the sets."""
 TRIES = 5
 """Runs that try to tell one result; a newer one ends it."""
+
+AGAIN = "-"
+"""Stands between the id of a result and its turn, where an earlier result was the same."""
 
 Tell = Callable[[str], None]
 
@@ -111,7 +114,8 @@ def _audited(
     audit(options, *REST)
     made = result_of(options, seen.state)
     results = ledger.of(one.name, "result")
-    if not results or results[-1]["id"] != made["id"]:
+    if not results or results[-1]["id"].partition(AGAIN)[0] != made["id"]:
+        made["id"] = turn(made["id"], results)
         ledger.add("result", utc(), one.name, {**made, "reasons": reasons})
     done = made["work"]
     tell(
@@ -122,13 +126,28 @@ def _audited(
     return {"seen": seen.state, "failed": None, "over": made["over"], "result": made["id"]}
 
 
+def turn(made: str, results: Sequence[Mapping[str, Any]]) -> str:
+    """The id of a result among the audit's `results`: one that comes back after others is news, and told as such."""
+    before = sum(line["id"].partition(AGAIN)[0] == made for line in results)
+    return f"{made}{AGAIN}{before + 1}" if before else made
+
+
 def _told(config: WatchConfig, one: WatchedAudit, ledger: WatchLedger, tell: Tell) -> bool:
-    """Tell of the newest result, or failure, that was not told yet; whether nothing is left to tell."""
+    """Tell of the newest result, and of a failure after it, that were not told yet; whether nothing is left to tell.
+
+    A failure does not stand in for a result that nobody could be told: what comes after it may be the same result.
+    """
+    newest = ledger.of(one.name, "result", "failed")[-1:]
+    failed = [line for line in newest if line["event"] == "failed"]
     options = one.notify or config.notify
-    lines = ledger.of(one.name, "result", "failed")
-    if not options or not lines:
-        return True
-    payload = notice(lines[-1])
+    lines = [*ledger.of(one.name, "result")[-1:], *failed] if options else []
+    told = [_line_told(options, line, ledger, one, tell) for line in lines]
+    return all(told)
+
+
+def _line_told(options: NotifyConfig, line: dict[str, Any], ledger: WatchLedger, one: WatchedAudit, tell: Tell) -> bool:
+    """Tell of one line of the ledger unless it was told; whether it is told now."""
+    payload = notice(line)
     tries = [line["event"] for line in ledger.of(one.name, "telling", "told") if line["id"] == payload["id"]]
     if "told" in tries:
         return True

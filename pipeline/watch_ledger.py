@@ -4,6 +4,7 @@ A line is added in one write and never changed. The state is replaced in one ste
 a kill between the two is healed by doing the last step again, which finds its line there. Both are private (0600).
 """
 
+import errno
 import json
 import os
 from collections.abc import Mapping
@@ -33,7 +34,9 @@ class WatchLedger:
             with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600), "r+b", buffering=0) as file:
                 size = file.seek(0, os.SEEK_END)
                 torn = size > 0 and os.pread(file.fileno(), 1, size - 1) != b"\n"  # by a kill or a full disk
-                file.write(b"\n" + text if torn else text)
+                line_bytes = b"\n" + text if torn else text
+                if file.write(line_bytes) < len(line_bytes):  # a disk that fills up takes a part without a fault
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 os.fsync(file.fileno())
         except OSError as error:
             raise StorageError(f"{path}: cannot be written ({error.strerror}). Free space or change it.") from error

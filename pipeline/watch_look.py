@@ -40,9 +40,9 @@ def look(config: AuditConfig, state: Mapping[str, Any], begun: datetime) -> Look
     """
     now: dict[str, Any] = {"basis": basis(config), "stamps": _stamps(config)}
     reasons = list(stale(state["basis"], now["basis"])) if state else ["new: it has no result yet"]
-    trusted = timedelta(days=config.scan.rehash_days)
+    trusted = timedelta(days=min(config.scan.rehash_days, timedelta.max.days))
     hashed = datetime.fromisoformat(state["hashed"]) if state else None
-    fresh = hashed is not None and begun - trusted < hashed <= begun
+    fresh = hashed is not None and timedelta() <= begun - hashed < trusted
     now["hashed"] = state["hashed"] if fresh else begun.isoformat(timespec="seconds")
     if fresh and not reasons and None not in now["stamps"].values() and now["stamps"] == state["stamps"]:
         return Look([], {**state, **now})

@@ -130,6 +130,7 @@ def test_a_command_that_fails_is_a_fault(command: list[str], told: str) -> None:
         ({"webhook": "https://"}, "must begin with https://"),
         ({"webhook": "https://me:pw@example.org/"}, "must not hold a user or password"),
         ({"webhook": "https://example.org:port/"}, "is no address"),
+        ({"webhook": "https://example.org/pw\u00e9"}, "webhook must be ASCII"),
         ({"webhook": "https://example.org/", "webhook_env": "A"}, "both given"),
         ({"timeout_s": 0}, "timeout_s must be between"),
         ({"retries": 11}, "retries must be between"),

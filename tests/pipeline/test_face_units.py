@@ -5,13 +5,17 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import PIL.Image
+import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
 from cluster.faults import IncompleteTable
+from cluster.storage import Store
 from operators.encoder import Encoder
 from operators.errors import ConfigError
 from operators.faces import FacePreparation
@@ -211,3 +215,30 @@ def test_with_the_largest_only_the_others_are_counted(audited: AuditConfig, tmp_
 def test_cleaning_needs_one_face_for_each_image(audited: AuditConfig) -> None:
     with Run(audited) as run, pytest.raises(ConfigError, match=r"clean removes whole images.*faces\.several=largest"):
         clean(run)
+
+
+def test_models_that_have_other_faces_of_an_image_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their rows would be of different faces from there on, and a person whom both models see would be lost."""
+    members: list[dict[str, Any]] = [
+        {"key": key, "identity": None, "bytes": 1, "digest": key, "attributes": []} for key in ("a", "b")
+    ]
+    row = {"set": "release", "uri": "/", "format": "folder", "anonymous": False, "unit": "u", "first_row": 0}
+    units, rows = UNITS.from_rows([row | {"members": members}]), pa.table({"key": ["a", "b", "b#2"]})
+    stores = {name: Store(tmp_path / name) for name in ("first", "second")}
+    monkeypatch.setattr("pipeline.face_units.unit_store", lambda _, model=None: stores[model or "first"])
+    config = SimpleNamespace(faces=SimpleNamespace(several="all"), models=lambda: [Named("first"), Named("second")])
+    run: Any = SimpleNamespace(config=config, table=lambda *_: units)
+    stores["first"].commit("u", rows, contract="e/1", key="u", facts={"faces": {"1": 2}})
+    stores["second"].commit("u", rows, contract="e/1", key="u", facts={"faces": {"1": 2}})
+    assert [one["key"] for one in face_units(run, "release")["members"][0].as_py()] == ["a", "b", "b#2"]
+    stores["second"].commit("u", rows.slice(0, 2), contract="e/1", key="u", facts={})
+    with pytest.raises(IncompleteTable, match="second has other faces"):
+        face_units(run, "release")
+
+
+class Named(str):
+    """A model that is its name."""
+
+    @property
+    def name(self) -> str:
+        return str(self)

@@ -101,6 +101,14 @@ def test_everything_is_read_again_after_so_many_days(files: Set, monkeypatch: py
     assert files.look(2.0) == [] and files.look(1.0) == ALL and files.look(1.0) == []
 
 
+def test_what_a_clock_that_was_ahead_wrote_is_not_trusted(files: Set, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = time.time()
+    monkeypatch.setattr("pipeline.known_files.time.time", lambda: now + 86_400 * 30)
+    files.look()
+    monkeypatch.setattr("pipeline.known_files.time.time", lambda: now)
+    assert files.look() == ALL and files.look() == []
+
+
 def test_nothing_is_written_or_trusted_without_the_option(files: Set) -> None:
     assert files.look(0) == files.look(0) == ALL
     assert not files.store.root.exists()

@@ -121,3 +121,15 @@ def test_a_source_that_is_gone_is_an_error(tmp_path: Path) -> None:
     unit = with_sources(wanted, wanted, copies=True).slice(1)
     with pytest.raises(IncompleteTable, match="not committed"):
         filled(rows(unit).slice(1), np.ones(1, int), unit, store)
+
+
+def test_a_source_that_is_still_under_way_is_not_asked_for(tmp_path: Path) -> None:
+    """One source of the unit is there and the other is not: the images of the other were embedded."""
+    store, wanted = Store(tmp_path), units(a="xy", b="zw", c="xzq")
+    commit(store, wanted.slice(0, 1))
+    unit = with_sources(wanted, wanted, copies=True).slice(2).combine_chunks()
+    left = without_copies(unit, [store])
+    assert [member["digest"] for member in left["members"][0].as_py()] == ["z", "q"]
+    made, several = filled(rows(left), np.ones(2, np.int64), unit, store)
+    assert made["error"].to_pylist() == ["x", "z", "q"] and made["key"].to_pylist() == ["c0", "c1", "c2"]
+    assert several == {}

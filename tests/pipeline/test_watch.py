@@ -160,10 +160,10 @@ def test_one_per_cent_new_images_cost_three_per_cent_at_most_and_give_a_full_aud
     assert len(world.told()) == 2
 
 
-def stages(monkeypatch: pytest.MonkeyPatch, *faults: Exception | None) -> list[tuple[str, ...]]:
-    """Let audits only pretend; `faults` are raised one after the other. Returns what was asked for."""
+def stages(monkeypatch: pytest.MonkeyPatch, *faults: Exception | None, ids: str = "1") -> list[tuple[str, ...]]:
+    """Let audits only pretend; `faults` and `ids` come one after the other. Returns what was asked for."""
     asked: list[tuple[str, ...]] = []
-    left = list(faults)
+    left, given = list(faults), list(ids)
 
     def pretend(config: Any, *names: str) -> None:
         asked.append(names)
@@ -171,7 +171,6 @@ def stages(monkeypatch: pytest.MonkeyPatch, *faults: Exception | None) -> list[t
             raise fault
 
     result = {
-        "id": "r1",
         "findings": 3,
         "listed": None,
         "excess": None,
@@ -183,7 +182,8 @@ def stages(monkeypatch: pytest.MonkeyPatch, *faults: Exception | None) -> list[t
         "work": {"images": 9, "images_now": 9, "comparisons": 1, "comparisons_now": 1},
     }
     monkeypatch.setattr("pipeline.watch.audit", pretend)
-    monkeypatch.setattr("pipeline.watch.result_of", lambda *_: dict(result))
+    made = lambda *_: {"id": "r" + (given.pop(0) if given[1:] else given[0]), **result}  # noqa: E731
+    monkeypatch.setattr("pipeline.watch.result_of", made)
     return asked
 
 
@@ -212,6 +212,8 @@ def test_all_files_are_read_again_after_a_while(small: World, monkeypatch: pytes
     path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     assert small.run(6) == DONE and small.said == ["made-up: unchanged"]
     assert small.run(7) == DONE and "changed: release" in small.said[0]
+    path.write_bytes(data)
+    assert small.run(400, "rehash_days=.inf") == DONE and small.said == ["made-up: unchanged"]
 
 
 def test_a_failed_audit_stops_no_other_and_is_tried_again_by_the_next_run(
@@ -252,6 +254,22 @@ def test_what_could_not_be_told_is_told_by_the_next_run(small: World, monkeypatc
     assert small.run(0) == DONE and len(small.told()) == 1
     assert small.run(0) == DONE and len(small.told()) == 1
     assert [line["event"] for line in small.lines("telling", "told")] == ["telling", "telling", "told"]
+
+
+def test_a_result_that_comes_back_is_told_again(small: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    stages(monkeypatch, ids="1211221")
+    assert [small.run(day, "when=always") for day in range(7)] == [DONE] * 7
+    told = [line["id"] for line in small.told()]
+    assert told == [line["id"] for line in small.lines("result")] == ["r1", "r2", "r1-2", "r2-2", "r1-3"]
+
+
+def test_a_failure_does_not_stand_in_for_a_result_that_nobody_heard_of(
+    small: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stages(monkeypatch, None, ClusterError("the network is down"))
+    deaf = ("when=always", "notify.command=[false-is-no-program]")
+    assert [small.run(0, *deaf), small.run(1, *deaf), small.run(2)] == [FAILED, FAILED, DONE]
+    assert [line["event"] for line in small.told()] == ["result", "failed"]
 
 
 @pytest.mark.ray
