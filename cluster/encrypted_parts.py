@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from cluster.faults import EncryptionError, IncompleteTable
 from cluster.files import write_new
-from cluster.keys import KEYS, DataKey, data_key, new_keys, settled
+from cluster.keys import CONTRACT, KEYS, LARGEST_KEY_FILE, DataKey, data_key, new_keys, settled
 from cluster.objects import ObjectFolder
 
 MAGIC = b"PARE"
@@ -44,7 +44,7 @@ class Cipher:
         if isinstance(place, str) and "://" in place:
             return cls(settled(reference), place.rstrip("/"))
         folder = Path(place).resolve()
-        found = next((one for one in (folder, *folder.parents) if (one / KEYS).is_file()), folder)
+        found = folder if (folder / KEYS).is_file() else next(filter(has_key, folder.parents), folder)
         return cls(settled(reference), str(found))
 
     def covering(self, place: str | Path) -> "Cipher":
@@ -122,6 +122,16 @@ class Cipher:
                 f"it). Restore the file, or remove the tables and run again."
             )
         return data_key(self.reference, keys, self.shown)
+
+
+def has_key(folder: Path) -> bool:
+    """Whether `folder` holds a wrapped data key: other programs have files called `keys.json`, too."""
+    try:
+        with (folder / KEYS).open("rb") as file:
+            held = json.loads(file.read(LARGEST_KEY_FILE))
+    except (OSError, ValueError):
+        return False
+    return isinstance(held, dict) and held.get("contract") == CONTRACT
 
 
 def check_downgrade(cipher: Cipher | None, *, encrypted: bool, shown: str) -> None:

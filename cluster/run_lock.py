@@ -57,7 +57,7 @@ def _taken(folder: Path) -> int:
     """A descriptor that holds the lock; it is closed in programs that this process starts."""
     path = folder / LOCK
     try:
-        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)  # it is emptied: no link to another file
     except OSError as error:
         raise StorageError(
             f"{path}: cannot be written ({error.strerror}). Choose another `out` or change its permissions."

@@ -16,6 +16,7 @@ same names either way, and two writers of one content write one marker.
 
 import hashlib
 import json
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -156,6 +157,10 @@ class Store:
             raise IncompleteTable(
                 f"{self._shown(marker)}: the commit marker cannot be read ({error}). Delete it and run again."
             ) from error
+        if made.name != name:  # or another part, with its own marker, would be read in the place of this one
+            raise IncompleteTable(
+                f"{self._shown(marker)}: the commit marker is that of {made.name!r}. Delete it and run again."
+            )
         if self._objects is None and not (self.root / self._data(made)).exists():
             return None
         check_downgrade(self.cipher, encrypted=bool(made.encrypted), shown=self._shown(f"{name}.parquet"))
@@ -214,13 +219,17 @@ class Store:
         return made is not None
 
     def sweep(self) -> int:
-        """Remove what killed writers left; return how many files. Call it only while nothing is writing.
+        """Remove what killed writers left; return how many files and folders. Call it only while nothing is writing.
 
         In object storage, data that no marker names goes when it is `STALE_S` old: another machine may be writing.
         """
         left = list(self._left())
         for name in left:
-            self.forget(name)
+            folder = None if self._root is None else self._root / name
+            if folder is not None and folder.is_dir() and not folder.is_symlink():  # a report that was being published
+                shutil.rmtree(folder)
+            else:
+                self.forget(name)
         return len(left)
 
     def _left(self) -> Iterator[str]:

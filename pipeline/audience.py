@@ -166,6 +166,9 @@ def public_summary(summary: Mapping[str, Any]) -> dict[str, Any]:
     told["arms"] = {arm: {**one, "highest": rounded(one["highest"])} for arm, one in summary["arms"].items()}
     evidence = summary.get("evidence")
     told["evidence"] = None if evidence is None else _picked(evidence, EVIDENCE)
+    for name in ("excess", "operating"):  # their bars are the statistics of single people
+        if evidence is not None and evidence.get(name):
+            told["evidence"][name] = [{**one, "threshold": rounded(one.get("threshold"))} for one in evidence[name]]
     if evidence is not None and evidence.get("groups"):
         rates = [_group(at, rate) for at, rate in enumerate(evidence["groups"]["rates"], 1)]
         told["evidence"]["groups"] = {**evidence["groups"], "rates": rates}

@@ -11,7 +11,7 @@ another run folder instead.
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -91,7 +91,7 @@ def reasons(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Why findings of the two audits may differ although the release does not; empty where they are comparable."""
     found = []
     if _differ(then["model"], now["model"]) or then["models"] != now["models"]:
-        found.append(f"the face models differ: {', '.join(then['models'])} then, {', '.join(now['models'])} now")
+        found.append(f"the face models differ: {_named(then['models'])} then, {_named(now['models'])} now")
     if _differ(then["faces"], now["faces"]):
         found.append("faces were prepared in another way")
     for role in ROLES:
@@ -104,6 +104,11 @@ def reasons(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     if then["claim"] != now["claim"]:
         found.append("only one of the two may claim a list" if then["claim"] or now["claim"] else "the grade differs")
     return found
+
+
+def _named(models: Sequence[str]) -> str:
+    """Models as pages may name them: one can be the path of its file, and folders tell who works where."""
+    return ", ".join(name.rpartition("/")[2] for name in models)
 
 
 def told(changes: pa.Table, then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:

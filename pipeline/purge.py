@@ -15,13 +15,13 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cluster.encrypted_parts import Cipher
+from cluster.encrypted_parts import Cipher, has_key
 from cluster.faults import IncompleteTable, StorageError
 from cluster.keys import KEYS, forget_keys, settled
 from cluster.run_lock import LOCK, locked
@@ -76,12 +76,15 @@ def purge(config: "AuditConfig") -> str:
     if options.hold is not None:
         return _hold(folder, held=options.hold)
     earlier = _json(folder / RECEIPT)
-    begun = earlier is not None and earlier["state"] == "begun"
-    if not begun and not (folder / "run.json").exists() and not (folder / KEYS).exists():
+    begun = earlier is not None and earlier["state"] == "begun" and not _run_since(folder, earlier)
+    if not begun and not (folder / "run.json").exists() and not has_key(folder):
         if earlier is not None:
             return f"{folder} was purged at {earlier['done']}; the receipt is {folder / RECEIPT}"
         raise ConfigError(f"out: {folder} is no run folder: it has no run.json. Nothing was removed.")
-    with locked(folder):
+    with ExitStack() as holding:
+        holding.enter_context(locked(folder))
+        for lock in folder.rglob(LOCK):  # of runs in its folder
+            holding.enter_context(locked(lock.parent))
         if (held := next(folder.rglob(HOLD), None)) is not None:  # of this run, or of one in its folder
             raise ConfigError(
                 f"{held.parent} is under a legal hold ({HOLD}), which purge.hold=false ends. Nothing was removed."
@@ -106,6 +109,15 @@ def _hold(folder: Path, *, held: bool) -> str:
     return f"{folder} is under no legal hold"
 
 
+def _run_since(folder: Path, receipt: dict[str, Any]) -> bool:
+    """Whether a run worked here after a purge had begun and was cut short: that purge then says nothing of it."""
+    try:
+        last = datetime.fromisoformat(json.loads((folder / "run.json").read_bytes())["created"])
+        return last.replace(microsecond=0) > datetime.fromisoformat(receipt["begun"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
 def _idle_days(folder: Path) -> float:
     """Days since a verb last worked in the folder."""
     record = _json(folder / "run.json") or {}
@@ -117,7 +129,10 @@ def _idle_days(folder: Path) -> float:
 
 
 def _refuse_others(config: "AuditConfig", folder: Path) -> None:
-    """ConfigError if something else that the configuration names lies in the folder."""
+    """ConfigError if something else that the configuration names lies in the folder, or a key of the run is a link."""
+    for key in (folder / KEYS, folder / NAMES_KEY):
+        if key.is_symlink():
+            raise ConfigError(f"{key} is a link: the key that it leads to may serve others. Take the link away.")
     places = {f"sets.{role}.uri": one.uri for role, one in config.sets.listed().items()}
     places |= {f"model {model.name}": model.path for model in config.models()}
     places["faces.detector"] = config.faces.detector
@@ -191,8 +206,8 @@ def _destroy(config: "AuditConfig", folder: Path, receipt: dict[str, Any]) -> st
 def _destroy_key(path: Path) -> None:
     """Overwrite and remove a file with a key, and forget the key; nothing if it is gone."""
     with suppress(FileNotFoundError):
-        with path.open("r+b") as file:
-            file.write(bytes(path.stat().st_size))
+        with os.fdopen(os.open(path, os.O_RDWR | os.O_NOFOLLOW), "r+b") as file:
+            file.write(bytes(os.fstat(file.fileno()).st_size))
             file.flush()
             os.fsync(file.fileno())
         path.unlink()

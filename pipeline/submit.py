@@ -47,13 +47,17 @@ PACKED = {
     "seeds/catalogue": "pipeline/catalogue_entries",
 }
 """What is uploaded, and where it lies then: as in an installed package."""
-LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.pyc", ".*", "deploy")
+LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.pyc", ".*", "deploy", "*.key", "*.pem", "*.env", "*.token")
 CONFIG = "audit.yaml"
 JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """The environment variable in which Ray hands a job its metadata."""
 KINDS: dict[str, type] = {one.name: type(one.default) for one in fields(SubmitConfig)}
 """The options of a submission and their types."""
-CREDENTIAL = re.compile(r"://[^/@\s]+@|[?&](X-Amz-|X-Goog-|sig=|token=|access_key)", re.IGNORECASE)
+CREDENTIAL = re.compile(
+    r"://[^/@\s]+@|[?&](X-Amz-[\w-]*|X-Goog-[\w-]*|Key-Pair-Id|\w*(?:sig|signature|token|secret|password|"
+    r"access_?key(?:_?id)?|access_?id|api_?key))=",
+    re.IGNORECASE,
+)
 """In an address: a name with a password, or the signature that lets its bearer in."""
 
 
@@ -201,9 +205,14 @@ def packed(folder: Path, *, code: bool) -> tuple[int, int]:
     """Copy the project's code into `folder`, if wanted; return how many files it holds then, and their bytes."""
     for source, target in PACKED.items() if code else ():
         if (ROOT / source).is_dir():
-            shutil.copytree(ROOT / source, folder / target, ignore=LEFT_OUT, dirs_exist_ok=True)
+            shutil.copytree(ROOT / source, folder / target, ignore=_left_out, dirs_exist_ok=True)
     sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
     return len(sizes), sum(sizes)
+
+
+def _left_out(folder: str, names: list[str]) -> set[str]:
+    """What of a folder is not sent: links lead anywhere."""
+    return {*LEFT_OUT(folder, names), *(name for name in names if os.path.islink(os.path.join(folder, name)))}
 
 
 def resolved(config: "AuditConfig", options: SubmitConfig, folder: Path) -> str:
@@ -228,7 +237,7 @@ def resolved(config: "AuditConfig", options: SubmitConfig, folder: Path) -> str:
     text = yaml.safe_dump({**values, "embedders": cards}, sort_keys=False)
     for found in CREDENTIAL.finditer(text):
         raise ConfigError(
-            f"an address in the configuration holds a credential (...{found.group()[:12]}...), which would lie on the "
+            f"an address in the configuration holds a credential ({found[1] or 'before @'}), which would lie on the "
             "cluster. Give the nodes access by their role or environment, and take it out of the address."
         )
     (folder / CONFIG).write_text(text, encoding="utf-8")

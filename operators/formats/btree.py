@@ -93,7 +93,7 @@ def _page(tree: Tree, number: int) -> tuple[bytes, int]:
 def _nodes(data: bytes) -> Iterator[tuple[int, int, int, int, bytes]]:
     """Of each node of a page: its three numbers, where its data begin in the page, and its key."""
     lower = PAGE.unpack_from(data)[3]
-    if not PAGE.size <= lower <= len(data):
+    if not PAGE.size <= lower <= len(data) or (lower - PAGE.size) // 2 * NODE.size > len(data) - lower:
         raise Damaged("a page's table of contents is damaged; get the file again")
     for (at,) in struct.iter_unpack("<H", data[PAGE.size : lower // 2 * 2]):
         if not lower <= at <= len(data) - NODE.size:
@@ -143,7 +143,7 @@ def leaves(tree: Tree) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint8], l
             faults = []
             for number in [*some[~there_N].tolist(), *numbers_N[~leaf_N].tolist()]:
                 try:
-                    below += _below(tree, number)
+                    below += _below(tree, number) if len(below) <= left else []  # more is told as a circle, below
                 except Damaged as fault:
                     faults.append(Value(b"damaged-page-%d" % number, fault=str(fault)))
             yield numbers_N[leaf_N], pages_NB[leaf_N], faults

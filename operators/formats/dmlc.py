@@ -135,10 +135,8 @@ def followed(file: BufferedIOBase, at: int, end: int, most: int) -> tuple[NDArra
         if magic != MAGIC or word >> 29:
             break
         starts.append(at)
-        heads.append(block[inside : inside + HEAD.itemsize])
+        heads.append(block[inside : inside + HEAD.itemsize].ljust(HEAD.itemsize, b"\0"))
         at += WORDS.size + word + -word % 4
-    if heads:
-        heads[-1] = heads[-1].ljust(HEAD.itemsize, b"\0")
     return np.array(starts, np.int64), np.frombuffer(b"".join(heads), HEAD)
 
 
@@ -187,13 +185,14 @@ class Parts(io.RawIOBase):
 
 def next_record(file: BufferedIOBase, at: int, end: int) -> int:
     """Where the next record may begin: the magic at a multiple of 4 that no continued part follows."""
+    size = FEW // 16  # more as nothing is found: a file of nothing but damaged records must not be read again for each
     while at < end:
         file.seek(at)
-        block = file.read(BLOCK + 8)
+        block = file.read(size + 8)
         place = block.find(MAGIC_BYTES)
-        while 0 <= place <= min(BLOCK, len(block) - 8):
+        while 0 <= place <= min(size, len(block) - 8):
             if place % 4 == 0 and block[place + 7] >> 5 in (0, 1):
                 return at + place
             place = block.find(MAGIC_BYTES, place + 1)
-        at += BLOCK
+        at, size = at + size, min(BLOCK, 4 * size)
     return end

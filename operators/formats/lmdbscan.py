@@ -73,10 +73,11 @@ def _usual(
     size = tree.page
     lower_P = numbers(pages_PB, 12, "<u2")
     counts_P = np.clip((np.clip(lower_P, 0, size) - PAGE.size) // 2, 0, None)
-    widest = int(counts_P.max(initial=0))
+    sound_P = (lower_P >= PAGE.size) & (lower_P <= size)
+    sound_P &= counts_P * NODE.size <= size - lower_P  # nodes do not overlap: a page cannot claim more than it holds
+    widest = int(counts_P[sound_P].max(initial=0))
     places_PM = np.ascontiguousarray(pages_PB[:, PAGE.size : PAGE.size + 2 * widest]).view("<u2").astype(np.int64)
     there_PM = np.arange(widest) < counts_P[:, None]
-    sound_P = (lower_P >= PAGE.size) & (lower_P <= size)
     sound_P &= (~there_PM | ((places_PM >= lower_P[:, None]) & (places_PM <= size - NODE.size))).all(axis=1)
     which_N, slot_N = np.nonzero(there_PM & sound_P[:, None])
     place_N = places_PM[which_N, slot_N]

@@ -69,7 +69,9 @@ def test_any_parquet_reader_with_key_and_aad_reads_the_file(tmp_path: Path) -> N
     assert pq.read_table(tmp_path / "search/part.parquet", decryption_properties=properties).equals(TABLE)
 
 
-@pytest.mark.parametrize("damage", ["cut", "longer", "swapped", "moved", "marker", "plain", "plain with marker"])
+@pytest.mark.parametrize(
+    "damage", ["cut", "longer", "swapped", "moved", "marker", "exchanged", "plain", "plain with marker"]
+)
 def test_what_is_not_the_committed_part_is_refused(tmp_path: Path, damage: str) -> None:
     store = made(tmp_path).child("search")
     commit(store, n=1)
@@ -81,6 +83,8 @@ def test_what_is_not_the_committed_part_is_refused(tmp_path: Path, damage: str) 
         data.write_bytes(data.read_bytes() + b"PARE")
     elif damage == "swapped":
         shutil.copy(tmp_path / "search/other.parquet", data)
+    elif damage == "exchanged":
+        shutil.copy(tmp_path / "search/other.commit.json", marker)
     elif damage == "moved":
         shutil.copytree(tmp_path / "search", tmp_path / "scan")
         store = made(tmp_path).child("scan")
@@ -92,8 +96,9 @@ def test_what_is_not_the_committed_part_is_refused(tmp_path: Path, damage: str) 
         shutil.copy(tmp_path / "plain/search/part.parquet", data)
         if damage == "plain with marker":
             shutil.copy(tmp_path / "plain/search/part.commit.json", marker)
-    said = "encryption.key is set" if damage == "plain with marker" else "cannot be decrypted"
-    with pytest.raises((IncompleteTable, EncryptionError), match=rf"part\.parquet.*{said}"):
+    said = {"plain with marker": "encryption.key is set", "exchanged": "is that of 'other'"}
+    told = said.get(damage, "cannot be decrypted")
+    with pytest.raises((IncompleteTable, EncryptionError), match=rf"part\.(parquet|commit\.json).*{told}"):
         store.read("part")
 
 
@@ -186,6 +191,16 @@ def test_a_folder_within_a_run_shares_its_key_and_a_place_outside_has_its_own(tm
     assert outer.scope == str(tmp_path / "store") and not outer.like(run.cipher)
     assert run.cipher.covering("s3://bucket/store/").scope == "s3://bucket/store"
     assert Cipher("", "a").like(Cipher("", "b")) and Cipher("", "a").like(None)
+
+
+@pytest.mark.parametrize("reference", ["", "env:UNVEIL_TEST_KEY"])
+def test_a_keys_json_of_another_program_above_the_run_is_left_alone(tmp_path: Path, reference: str) -> None:
+    (tmp_path / "keys.json").write_text('{"api": "secret"}')
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "keys.json").write_bytes(b"\xff")
+    store = made(tmp_path / "a" / "run", reference)
+    assert commit(store) == store.find("part") and store.read("part").equals(TABLE)
+    assert (tmp_path / "a" / "run" / "keys.json").exists() == bool(reference)
 
 
 def test_two_writers_of_a_part_write_one_marker(tmp_path: Path) -> None:

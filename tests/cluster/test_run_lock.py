@@ -76,6 +76,15 @@ def test_one_process_may_hold_a_folder_several_times_under_several_names(root: P
         process.kill()
 
 
+def test_a_link_in_the_place_of_the_lock_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "letter").write_text("kept")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / LOCK).symlink_to(tmp_path / "letter")
+    with pytest.raises(StorageError, match=r"\.lock: cannot be written"), locked(tmp_path / "run"):
+        pass
+    assert (tmp_path / "letter").read_text() == "kept"
+
+
 def test_the_lock_file_is_private_and_stays(tmp_path: Path) -> None:
     with locked(tmp_path):
         pass

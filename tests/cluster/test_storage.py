@@ -100,6 +100,16 @@ def test_an_unreadable_marker_is_refused_by_name(tmp_path: Path) -> None:
         store.find("part")
 
 
+def test_the_marker_of_another_part_is_not_taken_for_ones_own(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    commit(store)
+    commit(store, "other", TABLE.slice(1))
+    (tmp_path / "part.commit.json").write_bytes((tmp_path / "other.commit.json").read_bytes())
+    with pytest.raises(IncompleteTable, match=r"part\.commit\.json: the commit marker is that of 'other'"):
+        store.read("part")
+    assert store.read("other").equals(TABLE.slice(1))
+
+
 def test_files_and_folders_are_private_whatever_the_umask(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
@@ -114,7 +124,10 @@ def test_sweep_removes_what_killed_writers_left(tmp_path: Path) -> None:
     store = Store(tmp_path)
     commit(store)
     (tmp_path / ".aside-0123").write_bytes(b"half a table")
-    assert store.sweep() == 1
+    write_private(tmp_path / ".aside-public" / "figures" / "a.svg", b"half a report")
+    (tmp_path.parent / "elsewhere").mkdir()
+    (tmp_path / ".aside-link").symlink_to(tmp_path.parent / "elsewhere")
+    assert store.sweep() == 3 and (tmp_path.parent / "elsewhere").is_dir()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["part.commit.json", "part.parquet"]
 
 

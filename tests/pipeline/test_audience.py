@@ -269,6 +269,12 @@ def test_names_of_small_groups_are_numbers() -> None:
     assert summary["evidence"]["groups"]["rates"][0]["group"] == "Jane Doe"
 
 
+def test_bars_which_are_scores_of_single_people_are_rounded() -> None:
+    evidence = {"grade": "A", "excess": [{"threshold": 0.1269716, "p": 1e-9}], "operating": [{"threshold": None}]}
+    made = public_summary({"title": "x", "sets": {}, "arms": {}, "evidence": evidence})["evidence"]
+    assert made["excess"] == [{"threshold": 0.13, "p": 1e-9}] and made["operating"] == [{"threshold": None}]
+
+
 def test_a_manifest_of_any_version_is_cut_to_what_is_known() -> None:
     assert not any(public_manifest({})["config"].values()) and public_manifest({})["stages"] == {"search": {}}
     made = public_manifest({"unveil": "1", "config": {"out": "/x", "sets": {"a": 1}, "search": {"k": 3, "new": "/x"}}})

@@ -104,6 +104,11 @@ def test_what_makes_two_audits_not_comparable_is_said(change: dict[str, Any], sa
     assert said in found
 
 
+def test_folders_of_models_are_not_told() -> None:
+    (found,) = reasons(ABOUT, ABOUT | {"models": ["m", "/home/anna/cards/own.yaml"]})
+    assert found.endswith("m then, m, own.yaml now")
+
+
 def test_what_is_told_is_bounded_and_gone_rows_have_the_values_that_they_had() -> None:
     many = [finding(f"p{at}", listed=True) for at in range(ROWS_TOLD + 50)]
     then = ABOUT | {"datasets": {"training": "t", "release": "before"}}

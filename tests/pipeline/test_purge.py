@@ -3,6 +3,8 @@ import json
 import os
 import shutil
 import stat
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -154,6 +156,9 @@ def test_folders_that_are_not_runs_or_hold_sets_are_left_alone(run: Callable[...
     (tmp_path / "home" / "letter").write_text("")
     with pytest.raises(ConfigError, match="no run folder"):
         purge(run(f"out={tmp_path}/home", "purge.confirm=home"))
+    (tmp_path / "home" / "keys.json").write_text('{"api": "of another program"}')
+    with pytest.raises(ConfigError, match="no run folder"):
+        purge(run(f"out={tmp_path}/home", "purge.confirm=home"))
     with pytest.raises(ConfigError, match=r"sets\.training\.uri: .* lies in the run folder"):
         purge(run(f"sets.training.uri={tmp_path}/run/set", "purge.confirm=run"))
     with pytest.raises(ConfigError, match=r"embedder|model"):
@@ -171,6 +176,45 @@ def test_a_run_under_way_is_not_purged(run: Callable[..., AuditConfig], monkeypa
     with pytest.raises(FolderInUse):
         purge(config)
     assert (Path(config.out) / "findings.csv").exists()
+
+
+def test_a_run_under_way_within_the_folder_is_not_purged(run: Callable[..., AuditConfig], root: Path) -> None:
+    config = run("purge.confirm=run")
+    inner = Path(config.out) / "second"
+    inner.mkdir()
+    told = "import sys; from pathlib import Path; from cluster.run_lock import locked\n" \
+        "with locked(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"  # fmt: skip
+    command = [sys.executable, "-c", told, str(inner)]
+    with subprocess.Popen(command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "held\n"
+        with pytest.raises(FolderInUse, match="second: in use"):
+            purge(config)
+        process.communicate("")
+    assert (Path(config.out) / "findings.csv").exists()
+    assert "is purged" in purge(config) and not inner.exists()
+
+
+@pytest.mark.parametrize("name", ["keys.json", "audience.key"])
+def test_a_key_that_a_link_leads_to_is_not_destroyed(run: Callable[..., AuditConfig], name: str) -> None:
+    config = run("purge.confirm=run")
+    folder = Path(config.out)
+    (folder.parent / "shared").write_bytes(b"of several runs")
+    (folder / name).symlink_to(folder.parent / "shared")
+    with pytest.raises(ConfigError, match="is a link: the key"):
+        purge(config)
+    with pytest.raises(OSError, match="symbolic links"):
+        module._destroy_key(folder / name)
+    assert (folder.parent / "shared").read_bytes() == b"of several runs" and (folder / "findings.csv").exists()
+
+
+def test_a_run_after_a_purge_that_was_cut_short_is_a_new_one(run: Callable[..., AuditConfig]) -> None:
+    config = run("purge.confirm=run", "purge.expired=true")
+    begun = {"contract": "purge/1", "state": "begun", "begun": "2020-01-01T00:00:00+00:00"}
+    write_private(Path(config.out) / RECEIPT, json.dumps(begun).encode())
+    assert "nothing was removed" in purge(config)
+    assert "is purged" in purge(run("purge.confirm=run"))
+    receipt = json.loads((Path(config.out) / RECEIPT).read_bytes())
+    assert receipt["earlier"] == [begun | {"earlier": []}] and receipt["held"]["files"] > 0
 
 
 def test_a_shared_store_is_left_unless_asked_for_and_then_only_this_runs_part_goes(

@@ -148,13 +148,34 @@ def test_relative_paths_mean_nothing_on_another_machine_unless_told(tmp_path: Pa
 
 @pytest.mark.parametrize(
     "uri",
-    ["https://me:secret@host/set.tar", "https://host/set.tar?X-Amz-Signature=secret", "https://h/a?b=1&sig=secret"],
+    [
+        "https://me:secret@host/set.tar",
+        "https://host/set.tar?X-Amz-Signature=secret",
+        "https://h/a?b=1&sig=secret",
+        "https://h/a?AWSAccessKeyId=AK&Expires=1&Signature=secret",
+        "https://h/a?GoogleAccessId=me&Expires=1",
+        "https://h/a?Key-Pair-Id=K",
+        "https://h/a?Expires=1&Signature=secret",
+        "https://h/a?private_token=secret",
+    ],
 )
 def test_addresses_that_hold_a_credential_are_not_sent(tmp_path: Path, uri: str) -> None:
     config = load(write_config(tmp_path, sets={"release": {"uri": uri}, "training": {"uri": "/t"}}))
     with pytest.raises(ConfigError, match="holds a credential") as caught:
         resolved(config, HERE, tmp_path)
-    assert "secret@" not in str(caught.value) and "=secret" not in str(caught.value)
+    assert "sec" not in str(caught.value) and "me:" not in str(caught.value)
+
+
+def test_links_and_key_files_are_not_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "private").mkdir()
+    for name in ("operators/code.py", "operators/.env", "operators/master.key", "operators/seal.pem", "private/a.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+    (tmp_path / "operators" / "linked").symlink_to(tmp_path / "private")
+    (tmp_path / "operators" / "linked.py").symlink_to(tmp_path / "private" / "a.py")
+    monkeypatch.setattr(module, "ROOT", tmp_path)
+    assert packed(tmp_path / "package", code=True)[0] == 1
+    assert (tmp_path / "package" / "operators" / "code.py").exists()
 
 
 def test_what_is_packed_is_code_and_is_the_same_code(tmp_path: Path, root: Path) -> None:

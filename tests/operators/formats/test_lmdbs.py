@@ -222,6 +222,19 @@ def test_an_empty_database_is_refused(tmp_path: Path) -> None:
         listed(tmp_path)
 
 
+def test_a_page_that_claims_more_nodes_than_it_can_hold_is_damaged(tmp_path: Path) -> None:
+    put(tmp_path / "a.lmdb", {b"%03d.jpg" % n: JPEG for n in range(400)})
+    data = bytearray((tmp_path / "a.lmdb").read_bytes())
+    leaf = next(at for at in range(8192, len(data), 4096) if data[at + 10] & 2)
+    last = max(struct.unpack_from("<20H", data, leaf + 16))
+    struct.pack_into("<H", data, leaf + 12, 3000)
+    struct.pack_into("<1492H", data, leaf + 16, *[last] * 1492)
+    (tmp_path / "a.lmdb").write_bytes(data)
+    found = listed(tmp_path / "a.lmdb")
+    wrong = [e.error for e in found.entries if e.error is not None]
+    assert len(wrong) == 1 and "table of contents is damaged" in wrong[0] and 100 < len(found.entries) < 400
+
+
 def test_recognised_by_content(tmp_path: Path) -> None:
     def recognised(uri: Path) -> bool:
         source = LocalSource(str(uri))

@@ -1,5 +1,6 @@
 """RecordIO: files of MXNet's own writer and of one written here from the published layout, read back byte for byte."""
 
+import io
 import json
 import math
 import random
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from operators.errors import FormatError
-from operators.formats import SetConfig, SourceLimits, recordio
+from operators.formats import SetConfig, SourceLimits, dmlc, recordio
 from operators.formats.listing import Entry, Listing
 from operators.sources import LocalSource
 
@@ -235,6 +236,30 @@ def test_limits_hold_for_sizes_parts_and_labels(tmp_path: Path) -> None:
     assert any("too many" in fault for fault in faults(found).values())
     assert any("claims 1,073,741,824 labels" in fault for fault in faults(found).values())
     assert any("limits.max_member_bytes" in fault for fault in faults(found).values())
+
+
+@pytest.mark.parametrize("length", [0, 4])
+def test_records_too_short_for_an_image_at_the_end_are_rejected_rows(tmp_path: Path, length: int) -> None:
+    empty = MAGIC + struct.pack("<I", length) + bytes(length)
+    (tmp_path / "train.rec").write_bytes(record(header(1, 0) + JPEG) + empty * 3)
+    found = listed(tmp_path)
+    assert [e.key for e in found.entries if e.error is None] == ["1/0.jpg"] and len(faults(found)) == 3
+    assert all("too short" in fault for fault in faults(found).values())
+
+
+def test_the_next_record_is_found_by_reads_as_small_as_it_is_near() -> None:
+    class Counting(io.BytesIO):
+        taken = 0
+
+        def read(self, size: int | None = -1) -> bytes:
+            data = super().read(size)
+            self.taken += len(data)
+            return data
+
+    word = MAGIC + bytes(4)
+    near, far = Counting(word * 2 + bytes(2**21)), Counting(bytes(3 * 2**20 + 4) + word)
+    assert dmlc.next_record(near, 4, 2**21) == 8 and near.taken < 2**14  # type: ignore[arg-type]
+    assert dmlc.next_record(far, 0, 3 * 2**20 + 12) == 3 * 2**20 + 4  # type: ignore[arg-type]
 
 
 def test_a_file_that_changed_after_listing_is_an_os_error(tmp_path: Path) -> None:
