@@ -104,7 +104,7 @@ def _post(options: NotifyConfig, payload: Mapping[str, Any]) -> None:
             time.sleep(2 ** (attempt - 1))
         try:
             status = _answer(address, payload, options.timeout_s)
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, http.client.HTTPException, UnicodeError) as error:
             fault = type(error).__name__
         else:
             if 200 <= status < 300:
