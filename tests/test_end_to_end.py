@@ -128,7 +128,7 @@ def labelled(link: str) -> str:
         for at in range(PAIRS):
             while page.evaluate(LOADED) < 2:  # the page's policy keeps Playwright from waiting in the page itself
                 page.wait_for_timeout(20)
-            page.keyboard.press("2" if page.evaluate(ALIKE) < 40 else "4")
+            page.keyboard.press("2" if page.evaluate(ALIKE) < 16 else "4")
             page.get_by_text(f"{at + 1} of {PAIRS} pairs decided").wait_for()
         page.get_by_role("button", name="Show the result…").click()
         page.get_by_role("button", name="Show the result", exact=True).click()

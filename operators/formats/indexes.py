@@ -4,7 +4,7 @@ import re
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +20,8 @@ LINE_BYTES = 65536
 """A line of a side file is shorter."""
 
 PIECE = 2**20
-PAIRS = re.compile(rb"(?:[ \t]*[0-9]{1,18}[ \t]+[0-9]{1,18}[ \t]*\r?(?:\n|\Z))*+")
-"""Lines of two numbers."""
+NO_PAIR = re.compile(rb"^(?!\Z|[ \t]*[0-9]{1,18}[ \t]+[0-9]{1,18}[ \t]*\r?$)", re.MULTILINE)
+"""Beginning of a line that is not two numbers."""
 
 
 class Entries:
@@ -121,8 +121,8 @@ def offsets(source: Source, path: str) -> Offsets:
     """
     parts = []
     for number, text in _pieces(source, path):
-        if PAIRS.fullmatch(text) is None:
-            _refuse_line(source, path, number, text)
+        if wrong := NO_PAIR.search(text):
+            _refuse_line(source, path, number + text.count(b"\n", 0, wrong.start()) + 1)
         parts.append(np.fromstring(text, np.int64, sep=" ").reshape(-1, 2))
     pairs_N2 = np.concatenate(parts) if parts else np.zeros((0, 2), np.int64)
     starts_N = pairs_N2[:, 1]
@@ -147,14 +147,12 @@ def _pieces(source: Source, path: str) -> Iterator[tuple[int, bytes]]:
         raise FormatError(f"{source.uri}: {path} cannot be read ({error.strerror or error}).") from error
 
 
-def _refuse_line(source: Source, path: str, before: int, text: bytes) -> None:
-    """FormatError for the first of some lines that is not a number and an offset."""
-    for number, line in enumerate(text.split(b"\n"), before + 1):
-        if PAIRS.fullmatch(line + b"\n") is None:
-            raise FormatError(
-                f"{source.uri}: line {number:,} of {path} is not a number and an offset: the index is damaged or cut "
-                f"short. Get it again, or remove it: the records can be read without it."
-            )
+def _refuse_line(source: Source, path: str, number: int) -> NoReturn:
+    """FormatError for a line that is not a number and an offset."""
+    raise FormatError(
+        f"{source.uri}: line {number:,} of {path} is not a number and an offset: the index is damaged or cut short. "
+        f"Get it again, or remove it: the records can be read without it."
+    )
 
 
 def names(source: Source, path: str) -> Names:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from operators.errors import FormatError
 from operators.formats import SetConfig, SourceLimits, dmlc, recordio
+from operators.formats.indexes import offsets
 from operators.formats.listing import Entry, Listing
 from operators.sources import LocalSource
 
@@ -332,6 +333,14 @@ def test_any_data_with_the_magic_inside_come_back(
     found = listed(folder)
     assert read(folder, found.entries) == {f"{n}/{n}.jpg": data for n, data in enumerate(images)}
     assert [e.bytes for e in found.entries] == [len(data) for data in images]
+
+
+@pytest.mark.parametrize(("text", "line"), [(b"0\t0\n1\t40\n2\t692\n2", 4), (b"0\t0\n1\n2\t92\n", 2), (b"0\t0\n\n", 2)])
+def test_a_line_of_the_index_that_is_not_two_numbers_is_named(tmp_path: Path, text: bytes, line: int) -> None:
+    (tmp_path / "train.rec").write_bytes(BY_MXNET)
+    (tmp_path / "train.idx").write_bytes(text)
+    with pytest.raises(FormatError, match=rf"line {line} of train\.idx is not a number and an offset"):
+        offsets(LocalSource(str(tmp_path)), "train.idx")
 
 
 def test_damaged_files_never_crash_or_hang(
