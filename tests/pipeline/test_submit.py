@@ -381,7 +381,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_audit_runs_as_a_job_and_its_log_and_exit_code_come_here(
     head: Head, submitted: dict[str, Ended], config: Path
 ) -> None:
@@ -397,7 +397,7 @@ def test_an_audit_runs_as_a_job_and_its_log_and_exit_code_come_here(
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long
 def test_jobs_are_asked_about_and_submitted_once(
     head: Head, submitted: dict[str, Ended], config: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -414,7 +414,7 @@ def test_jobs_are_asked_about_and_submitted_once(
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long
 def test_without_the_token_nothing_is_told_or_done(head: Head, config: Path) -> None:
     assert status(head.address) == 401
     assert status(head.address, Authorization="Bearer wrong") == 403
@@ -428,7 +428,7 @@ def test_without_the_token_nothing_is_told_or_done(head: Head, config: Path) -> 
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_token_is_in_no_log_and_no_run_folder(head: Head, submitted: dict[str, Ended], config: Path) -> None:
     wanted = head.token.encode()
     places = [config.parent, head.folder / "r"]
