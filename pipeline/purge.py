@@ -182,9 +182,10 @@ def _begin(config: "AuditConfig", folder: Path, earlier: dict[str, Any] | None) 
 
 
 def _destroy(config: "AuditConfig", folder: Path, receipt: dict[str, Any]) -> str:
+    there = [name for name in (KEYS, NAMES_KEY) if (folder / name).exists()]
     for name in (KEYS, NAMES_KEY):
         _destroy_key(folder / name)
-    log.info("purge: the keys of %s are destroyed", folder)
+    log.info("purge: keys destroyed in %s: %s", folder, ", ".join(there) or "none, because none lay there")
     try:
         for path in _files(folder):
             path.unlink(missing_ok=True)
