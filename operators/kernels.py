@@ -22,10 +22,11 @@ TINY = np.finfo(np.float32).tiny
 
 
 @njit(fastmath=True, nogil=True, cache=CACHE)
-def _cosine(left_D: NDArray[np.float32], right_D: NDArray[np.float32]) -> float:
+def cosine_of(left_QD: NDArray[np.float32], q: int, right_GD: NDArray[np.float32], g: int) -> float:
+    """Exact cosine of row q of `left_QD` with row g of `right_GD`."""
     total = 0.0
-    for j in range(len(left_D)):
-        total += np.float64(left_D[j]) * np.float64(right_D[j])
+    for j in range(left_QD.shape[1]):
+        total += np.float64(left_QD[q, j]) * np.float64(right_GD[g, j])
     return total
 
 
@@ -36,7 +37,7 @@ def exact_pairs(
     """Exact cosine of row q[i] of `left_QD` with row g[i] of `right_GD`, shape (M,)."""
     cosines = np.empty(len(q), np.float64)
     for i in prange(len(q)):
-        cosines[i] = _cosine(left_QD[q[i]], right_GD[g[i]])
+        cosines[i] = cosine_of(left_QD, q[i], right_GD, g[i])
     return cosines
 
 
@@ -82,8 +83,8 @@ def sweep(
     bits_QG: NDArray[Any],
     left_QD: NDArray[np.float32],
     right_GD: NDArray[np.float32],
-    rows: tuple[NDArray[Any], NDArray[np.float64]],
-    columns: tuple[NDArray[Any], NDArray[np.float64], NDArray[np.float64]],
+    rows: tuple[NDArray[Any], NDArray[np.float64], NDArray[np.int32]],
+    columns: tuple[NDArray[Any], NDArray[np.float64], NDArray[np.float64], NDArray[np.int32]],
     wanted: int,
     done_B: NDArray[np.int64],
     out: tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.float64]],
@@ -91,12 +92,12 @@ def sweep(
 ) -> None:
     """Score exactly what reaches the bar of its row or column in one product, and keep what may be wanted.
 
-    `rows` are the bars as bits and as exact cosines, shape (Q,). `columns` are the bars as bits (G,), the errors of
-    scores (G,) and the `wanted` highest cosines so far in descending order (G, C); all but the errors follow what is
-    found. Each of B threads has its part of the columns, begins at row `done_B` and stops before its part of `out`,
-    shape (B, capacity), could overflow.
+    `rows` are the bars as bits and as exact cosines and the numbers of the queries, shape (Q,). `columns` are the bars
+    as bits (G,), the errors of scores (G,), the `wanted` highest cosines so far in descending order (G, C) and the
+    numbers of the vectors (G,); bars and highest cosines follow what is found. Each of B threads has its part of the
+    columns, begins at row `done_B` and stops before its part of `out`, shape (B, capacity), could overflow.
     """
-    row_bits, row_bars = rows
+    row_bits, row_bars, numbers = rows
     step = -(-bits_QG.shape[1] // (len(done_B) * GROUP)) * GROUP
     for b in prange(len(done_B)):
         begin = min(b * step, bits_QG.shape[1])
@@ -107,20 +108,21 @@ def sweep(
             reached = _reaching(bits_QG[row, begin:end], row_bits[row], columns[0][begin:end], places)
             for place in places[:reached]:
                 g = begin + place
-                cosine = _cosine(left_QD[row], right_GD[g])
-                if _entered(columns, g, cosine, wanted) or cosine >= row_bars[row]:
-                    out[0][b, n], out[1][b, n], out[2][b, n] = row, g, cosine
+                cosine = cosine_of(left_QD, row, right_GD, g)
+                best = entered(columns[2], g, cosine, wanted)
+                if best:
+                    bar = columns[2][g, wanted - 1] - columns[1][g]
+                    columns[0][g] = _as_bits(bar, np.iinfo(bits_QG.dtype).min)
+                if best or cosine >= row_bars[row]:
+                    out[0][b, n], out[1][b, n], out[2][b, n] = numbers[row], columns[3][g], cosine
                     n += 1
             row += 1
         done_B[b], count_B[b] = row, n
 
 
 @njit(nogil=True, cache=CACHE)
-def _entered(
-    columns: tuple[NDArray[Any], NDArray[np.float64], NDArray[np.float64]], g: int, cosine: float, wanted: int
-) -> bool:
-    """Whether `cosine` is among the `wanted` best of column g so far, ties included; the list and the bar follow."""
-    bits_G, error_G, highest_GC = columns
+def entered(highest_GC: NDArray[np.float64], g: int, cosine: float, wanted: int) -> bool:
+    """Whether `cosine` is among the `wanted` best of column g so far, ties included; the column's list follows."""
     last = wanted - 1
     if wanted == 0 or cosine < highest_GC[g, last]:
         return False
@@ -129,38 +131,88 @@ def _entered(
         highest_GC[g, at] = highest_GC[g, at - 1]
         at -= 1
     highest_GC[g, at] = cosine
-    bits_G[g] = _as_bits(highest_GC[g, last] - error_G[g], np.iinfo(bits_G.dtype).min)
     return True
 
 
-@njit(parallel=True, nogil=True, cache=CACHE)
-def best_of_each(
-    owner: NDArray[np.int32], owners: int, cosine: NDArray[np.float64], order: NDArray[np.int64], limit: int
-) -> NDArray[np.bool_]:
-    """Which entries are among the `limit` best of their owner, by highest cosine, then lowest `order`; shape (M,)."""
+@njit(nogil=True, cache=CACHE)
+def _by_owner(owner: NDArray[np.int32], owners: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Entries sorted by owner, shape (M,), and where each owner's begin, shape (owners + 1,)."""
     start = np.zeros(owners + 1, np.int64)
+    in_order = True
     for i in range(len(owner)):
         start[owner[i] + 1] += 1
+        in_order &= i == 0 or owner[i] >= owner[i - 1]
     for o in range(owners):
         start[o + 1] += start[o]
+    if in_order:
+        return np.arange(len(owner)), start
     fill = start.copy()
     slot = np.empty(len(owner), np.int64)
     for i in range(len(owner)):
         slot[fill[owner[i]]] = i
         fill[owner[i]] += 1
+    return slot, start
+
+
+@njit(nogil=True, cache=CACHE)
+def _kth(values: NDArray[np.float64], limit: int) -> float:
+    """The `limit`-th highest of `values`, which are moved (Hoare's quickselect, CACM 4, 1961; no allocation)."""
+    low, high, wanted = 0, len(values) - 1, len(values) - limit
+    while low < high:
+        pivot = values[(low + high) >> 1]
+        i, j = low, high
+        while i <= j:
+            while values[i] < pivot:
+                i += 1
+            while values[j] > pivot:
+                j -= 1
+            if i <= j:
+                values[i], values[j] = values[j], values[i]
+                i += 1
+                j -= 1
+        if wanted <= j:
+            high = j
+        elif wanted >= i:
+            low = i
+        else:
+            break
+    return float(values[wanted])
+
+
+@njit(parallel=True, nogil=True, cache=CACHE)
+def kth_of_each(owner: NDArray[np.int32], owners: int, cosine: NDArray[np.float64], limit: int) -> NDArray[np.float64]:
+    """The `limit`-th best cosine of each owner, shape (owners,); -inf where an owner has fewer."""
+    slot, start = _by_owner(owner, owners)
+    found = np.full(owners, -np.inf)
+    for o in prange(owners):
+        own = cosine[slot[start[o] : start[o + 1]]]
+        if len(own) >= limit:
+            found[o] = _kth(own, limit)
+    return found
+
+
+@njit(parallel=True, nogil=True, cache=CACHE)
+def best_of_each(
+    owner: NDArray[np.int32], owners: int, cosine: NDArray[np.float64], order: NDArray[np.int64], limit: int
+) -> NDArray[np.int64]:
+    """Entries that are among the `limit` best of their owner, by highest cosine, then lowest `order`; by owner."""
+    if limit == 0:
+        return np.zeros(0, np.int64)
+    slot, start = _by_owner(owner, owners)
     kept = np.zeros(len(owner), np.bool_)
     for o in prange(owners):
         own = slot[start[o] : start[o + 1]]
         bar = -np.inf
         if len(own) > limit:
-            bar = np.partition(cosine[own], len(own) - limit)[len(own) - limit]
+            bar = _kth(cosine[own], limit)
         ties = 0
         for i in own:
             kept[i] = cosine[i] > bar or len(own) <= limit
             ties += cosine[i] == bar
         if len(own) > limit:
             _first_ties(own, cosine, order, kept, bar, ties, limit)
-    return kept
+    best: NDArray[np.int64] = slot[kept[slot]]
+    return best
 
 
 @njit(nogil=True, cache=CACHE)

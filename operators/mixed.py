@@ -20,12 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from operators.engines import Proposals, Wanted
-from operators.tilepass import CHUNK, TILE, TilePass
+from operators.tilepass import CHUNK, TILE, Found, FusedPass, LibraryPass, enough
 
 if TYPE_CHECKING:
     import torch
 
-SAMPLE = 4096
+SAMPLE = 2048
 """Gallery vectors at least from which first bars of queries are taken."""
 LONGEST = 1.0011
 """Length of a stored vector at most."""
@@ -39,7 +39,7 @@ class Operand(NamedTuple):
     residual_N: NDArray[np.float64]
     """Length of what rounding to the low type took away, per vector."""
 
-    def take(self, index: NDArray[np.int64]) -> "Operand":
+    def take(self, index: NDArray[np.integer[Any]]) -> "Operand":
         """The vectors at `index`."""
         import torch
 
@@ -74,66 +74,110 @@ def exact_products() -> None:
         torch.backends.mkldnn.matmul.fp32_precision = "ieee"
 
 
-def seconds_by_dtype(width: int) -> "dict[torch.dtype, float]":
-    """Seconds of a product in bf16 and in fp32 on this processor."""
+class Form(NamedTuple):
+    """A way to filter."""
+
+    dtype: "torch.dtype"
+    fused: bool
+    """Whether one kernel multiplies and compares; otherwise a library multiplies."""
+
+    def __str__(self) -> str:
+        return f"{'fused ' if self.fused else ''}{_name(self.dtype)}"
+
+
+def forms() -> list[Form]:
+    """All ways that this processor has instructions for."""
     import torch
 
+    from operators.microkernels import DTYPES
+
+    low = torch.bfloat16, torch.float32
+    return [Form(dtype, False) for dtype in low] + [Form(dtype, True) for dtype in low if _name(dtype) in DTYPES]
+
+
+def seconds_by_form(width: int) -> dict[Form, float]:
+    """Seconds that each form takes on this processor for a product in which nothing reaches a bar."""
+    unit = np.zeros((TILE, width), np.float16)
+    unit[:, 0] = 1
     seconds = {}
-    for dtype in (torch.bfloat16, torch.float32):
-        left, right = torch.ones(CHUNK, width, dtype=dtype), torch.ones(TILE // 4, width, dtype=dtype)
-        torch.mm(left, right.T)
-        start = time.perf_counter()
-        torch.mm(left, right.T)
-        seconds[dtype] = time.perf_counter() - start
+    for form in forms():
+        engine, queries = MixedEngine(unit, form), operand(unit[:CHUNK], form.dtype)
+        times = []
+        for _ in range(3):  # the first may compile
+            start = time.perf_counter()
+            engine.swept(queries, Wanted(1, 0, None), np.full(CHUNK, 2.0), guess=False)
+            times.append(time.perf_counter() - start)
+        seconds[form] = min(times)
     return seconds
 
 
 class MixedEngine:
     """Filters by a matrix product in bf16 (or fp32, where that is faster); see the module's text."""
 
-    def __init__(self, gallery_GD: NDArray[np.float16], dtype: "torch.dtype | None" = None) -> None:
+    def __init__(self, gallery_GD: NDArray[np.float16], form: Form | None = None) -> None:
         import torch
 
         exact_products()
         reason = "given"
-        if dtype is None:
-            seconds = seconds_by_dtype(gallery_GD.shape[1])
-            dtype = min(seconds, key=lambda one: seconds[one])
-            reason = ", ".join(f"{_name(one)} {took:.2e} s" for one, took in seconds.items())
-        self.dtype = dtype
-        self.gallery = operand(gallery_GD, dtype)
-        self.bits = torch.int16 if dtype == torch.bfloat16 else torch.int32
-        self.rounding = 2.0**-8 if dtype == torch.bfloat16 else 0.0
+        if form is None:
+            seconds = seconds_by_form(gallery_GD.shape[1])
+            form = min(seconds, key=lambda one: seconds[one])
+            reason = ", ".join(f"{one} {took:.2e} s" for one, took in seconds.items())
+        self.form, self.dtype = form, form.dtype
+        self.order = np.random.default_rng(0).permutation(len(gallery_GD)).astype(np.int32)
+        """Vectors are held in a random order: this one."""
+        self.place = np.argsort(self.order)
+        self.gallery = operand(gallery_GD[self.order], self.dtype)
+        self.bits = torch.int16 if self.dtype == torch.bfloat16 else torch.int32
+        self.rounding = 2.0**-8 if self.dtype == torch.bfloat16 else 0.0
+        if form.fused:
+            from operators.fused import packed
+            from operators.microkernels import COLUMNS
+
+            self.panels = packed(self.gallery.low_ND, COLUMNS)
+            self.gallery = self.gallery._replace(low_ND=self.gallery.low_ND.new_empty(0))
         width = gallery_GD.shape[1]
         self.accumulation = (width + -(-width // 4)) * 2.0**-23 * (LONGEST + 2.0**-8) ** 2
         residual = float(self.gallery.residual_N.max(initial=0.0))
+        rounding = 0.0 if form.fused else self.rounding * LONGEST**2
         self.about: dict[str, Any] = {
             "engine": "mixed",
             "device": "cpu",
-            "dtype": _name(dtype),
+            "dtype": _name(self.dtype),
             "residual": residual,
             "accumulation": self.accumulation,
-            "margin": 2 * residual * LONGEST + residual**2 + self.accumulation + self.rounding * LONGEST**2,
+            "margin": 2 * residual * LONGEST + residual**2 + self.accumulation + rounding,
             "reason": reason,
         }
 
     def propose(self, queries_QD: NDArray[np.float16], wanted: Wanted) -> Proposals:
         """See `Engine`."""
+        from operators.kernels import kth_of_each
+
         if not len(queries_QD) or not len(self.gallery.exact_ND):
             return Proposals(np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(0))
         exact_products()
         queries = operand(queries_QD, self.dtype)
-        guessed = self._row_bars(queries, wanted, guess=True)
-        found = TilePass(self, queries, wanted, guessed).run()
-        need = min(wanted.k, len(self.gallery.exact_ND))
-        over = np.bincount(found.query[found.cosine >= guessed[found.query]], minlength=len(queries_QD))
-        short = np.flatnonzero(over < need)
-        if len(short):
+        found, bars = self.swept(queries, wanted, self._row_bars(queries, wanted, 2.0), guess=True)
+        for deviations in (5.0, None):
+            over = np.bincount(found.query[found.cosine >= bars[found.query]], minlength=len(bars))
+            short = np.flatnonzero(over < min(wanted.k, len(self.order)))
+            if not len(short):
+                break
+            repeated = np.isin(found.query, short, kind="table")
+            own = found.take(repeated)
+            reached = kth_of_each(own.query, len(bars), own.cosine, wanted.k)[short]
             part = queries.take(short)
-            certain = self._row_bars(part, wanted, guess=False)
-            again = TilePass(self, part, wanted._replace(columns=0), certain).run()
-            found = found.joined(again, short)
+            bars[short] = np.maximum(reached, self._row_bars(part, wanted, deviations))
+            again, _ = self.swept(part, wanted._replace(columns=0), bars[short], guess=False)
+            found = found.joined(again._replace(query=short[again.query].astype(np.int32)), repeated)
         return Proposals(*found)
+
+    def swept(
+        self, queries: Operand, wanted: Wanted, row_bars_Q: NDArray[np.float64], *, guess: bool
+    ) -> tuple[Found, NDArray[np.float64]]:
+        """Pairs, each exact, that reach a bar and are still wanted after one pass; see `TilePass.run`."""
+        return (FusedPass if self.form.fused else LibraryPass)(self, queries, wanted, row_bars_Q).run(guess=guess)
 
     def errors(self, queries: Operand) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Largest error of a score before it is rounded to the low type, per query (Q,) and per gallery vector (G,).
@@ -145,23 +189,24 @@ class MixedEngine:
         rows = left * LONGEST + worst_right * LONGEST + left * worst_right + self.accumulation
         return rows, right * LONGEST + worst_left * LONGEST + right * worst_left + self.accumulation
 
-    def _row_bars(self, queries: Operand, wanted: Wanted, *, guess: bool) -> NDArray[np.float64]:
-        """Exact cosines that at least k gallery vectors reach: by a guess, or for certain; at most the floor."""
+    def _row_bars(self, queries: Operand, wanted: Wanted, deviations: float | None) -> NDArray[np.float64]:
+        """Exact cosines that at least k gallery vectors reach, at most the floor, shape (Q,).
+
+        Guessed, see `enough`; for certain if `deviations` is None.
+        """
         import torch
 
         count = len(self.gallery.exact_ND)
-        size = min(count, max(SAMPLE, 32 * wanted.k, count // 32))
-        chosen = np.random.default_rng(0).permutation(count)[:size]
-        sample = self.gallery.low_ND[torch.from_numpy(chosen)]
-        expected = wanted.k * size / count
-        rank = int(np.ceil(expected + 2 * np.sqrt(expected) + 1)) if guess else wanted.k
+        size = min(count, max(SAMPLE, 16 * wanted.k, count // 128))
+        sample = torch.from_numpy(self.gallery.exact_ND[:size]).to(self.dtype)
+        rank = wanted.k if deviations is None else enough(wanted.k * size / count, deviations)
         bars = np.full(len(queries.exact_ND), -np.inf)
         if rank <= size:
             errors = self.errors(queries)[0]
             for at in range(0, len(bars), CHUNK):
                 rows = slice(at, at + CHUNK)
                 top = torch.mm(queries.low_ND[rows], sample.T).float().topk(rank, dim=1).values[:, -1].double().numpy()
-                bars[rows] = top - (0 if guess else self.rounding * np.abs(top) + errors[rows])
+                bars[rows] = top - (self.rounding * np.abs(top) + errors[rows] if deviations is None else 0)
         return bars if wanted.floor is None else np.minimum(bars, wanted.floor)
 
     def as_bits(self, bars_N: NDArray[np.float64]) -> NDArray[Any]:

@@ -73,7 +73,7 @@ class ShardSearch:
         row = best_of_each(query, len(block.distinct_UD), cosine, group, k)
         nearest = best(self._expanded(block, query[row], group[row], cosine[row], None, k), k)
         count = len(self.part.distinct_UD)
-        column = best_of_each(group, count, cosine, query, columns) if columns else np.zeros(len(cosine), bool)
+        column = best_of_each(group, count, cosine, query, columns)
         found = self._expanded(block, query[column], group[column], cosine[column], columns, None)
         closest = best(found.turned(), columns)
         over = cosine >= (np.inf if floor is None else floor)
@@ -111,6 +111,8 @@ class ShardSearch:
 
 def _rows_of(part: Shard, groups: NDArray[np.int32], limit: int | None) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """For each of `groups` its rows: which entry of `groups` a row belongs to, and the row."""
+    if len(part.rows) == len(part.distinct_UD):
+        return np.arange(len(groups)), part.rows[groups]
     sizes = np.diff(part.starts)[groups]
     sizes = sizes if limit is None else np.minimum(sizes, limit)
     entry = np.repeat(np.arange(len(groups)), sizes)
@@ -137,7 +139,7 @@ def best(scored: Scored, k: int) -> Scored:
     starts = np.flatnonzero(np.concatenate([[True], sorted_release[1:] != sorted_release[:-1], [True]]))
     sort_lists(starts, scored.cosine, scored.gallery, place)
     unique = _once(scored.take(place))
-    return unique.take(np.flatnonzero(ranks(unique.release) <= k))
+    return unique if np.diff(starts).max() <= k else unique.take(np.flatnonzero(ranks(unique.release) <= k))
 
 
 def _once(scored: Scored) -> Scored:
@@ -145,6 +147,8 @@ def _once(scored: Scored) -> Scored:
     if not len(scored.release):
         return scored
     same = (scored.release[1:] == scored.release[:-1]) & (scored.gallery[1:] == scored.gallery[:-1])
+    if not same.any():
+        return scored
     return scored.take(np.flatnonzero(np.concatenate([[True], ~same])))
 
 

@@ -79,21 +79,22 @@ def flat(queries: np.ndarray, gallery: np.ndarray, k: int) -> float:
 def matmul(queries: np.ndarray, gallery: np.ndarray) -> float:
     import torch
 
-    from operators.mixed import seconds_by_dtype
     from operators.tilepass import CHUNK, TILE
 
-    trial = seconds_by_dtype(queries.shape[1])
-    dtype = min(trial, key=lambda one: trial[one])
-    left, right = torch.from_numpy(queries).to(dtype), torch.from_numpy(gallery).to(dtype)
-    out = torch.empty(CHUNK * TILE, dtype=dtype)
+    def product(dtype: torch.dtype, count: int) -> Callable[[], None]:
+        left, right = torch.from_numpy(queries[:count]).to(dtype), torch.from_numpy(gallery).to(dtype)
+        out = torch.empty(CHUNK * TILE, dtype=dtype)
 
-    def work() -> None:
-        for start in range(0, len(left), CHUNK):
-            for at in range(0, len(right), TILE):
-                a, b = left[start : start + CHUNK], right[at : at + TILE]
-                torch.mm(a, b.T, out=out[: len(a) * len(b)].view(len(a), len(b)))
+        def work() -> None:
+            for start in range(0, len(left), CHUNK):
+                for at in range(0, len(right), TILE):
+                    a, b = left[start : start + CHUNK], right[at : at + TILE]
+                    torch.mm(a, b.T, out=out[: len(a) * len(b)].view(len(a), len(b)))
 
-    return seconds(work)
+        return work
+
+    trial = {dtype: seconds(product(dtype, CHUNK)) for dtype in (torch.bfloat16, torch.float32)}
+    return seconds(product(min(trial, key=lambda one: trial[one]), len(queries)))
 
 
 def script(queries: np.ndarray, gallery: np.ndarray, k: int) -> float:

@@ -7,7 +7,7 @@ import torch
 from operators import vectors
 from operators.engines import Wanted
 from operators.kernels import _as_bits
-from operators.mixed import MixedEngine, exact_products, operand
+from operators.mixed import Form, MixedEngine, exact_products, forms, operand
 
 DTYPES = [torch.bfloat16, torch.float32]
 
@@ -20,11 +20,11 @@ def heavy(seed: int, count: int, width: int) -> np.ndarray:
 @pytest.mark.parametrize("width", [3, 128, 512])
 def test_no_score_is_further_off_than_the_stated_error(dtype: torch.dtype, width: int) -> None:
     left, right = heavy(0, 900, width), heavy(1, 1100, width)
-    engine = MixedEngine(right, dtype)
+    engine = MixedEngine(right, Form(dtype, False))
     queries = operand(left, dtype)
     rows, columns = engine.errors(queries)
     low = torch.mm(queries.low_ND, engine.gallery.low_ND.T).double().numpy()
-    off = np.abs(low - vectors.exact_matrix(left, right))
+    off = np.abs(low - vectors.exact_matrix(left, right[engine.order]))
     rounding = engine.rounding * np.abs(low)
     assert (off <= rows[:, None] + rounding).all() and (off <= columns[None] + rounding).all()
     assert dtype == torch.float32 or off.max() > rows.min() / 10  # and the bound is not idle
@@ -34,7 +34,7 @@ def test_coordinates_half_way_between_two_bf16_numbers_stay_within_the_error() -
     """The worst case for rounding: every coordinate lies at a midpoint (PROTOCOL B.2)."""
     halfway = np.full((1, 256), 0.0625 * (1 + 2.0**-8), np.float16)
     halfway[0, 1:] *= np.sqrt((1 - float(halfway[0, 0]) ** 2) / 255) / float(halfway[0, 1])
-    engine = MixedEngine(halfway, torch.bfloat16)
+    engine = MixedEngine(halfway, Form(torch.bfloat16, False))
     queries = operand(halfway, torch.bfloat16)
     low = torch.mm(queries.low_ND, engine.gallery.low_ND.T).double().numpy()
     off = abs(low - vectors.exact_matrix(halfway, halfway)).max()
@@ -52,7 +52,7 @@ def test_residuals_are_the_lengths_of_what_rounding_took(dtype: torch.dtype) -> 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_bits_order_as_scores_do_and_bars_are_rounded_down(dtype: torch.dtype) -> None:
-    engine = MixedEngine(heavy(3, 4, 8), dtype)
+    engine = MixedEngine(heavy(3, 4, 8), Form(dtype, False))
     scores = torch.tensor([-1.0, -1e-3, 0.0, 1e-30, 0.1, 0.4999, 0.5, 0.5001, 1.0]).to(dtype)
     for bar in [-0.5, 0.0, 1e-30, 0.1, 0.3, 0.5, 0.7, 1.0, float("-inf")]:
         assert _as_bits(bar, np.iinfo(engine.as_bits(np.zeros(1)).dtype).min) == engine.as_bits(np.array([bar]))[0]
@@ -79,27 +79,28 @@ def test_opening_an_engine_undoes_a_hostile_setting() -> None:
     assert torch.get_float32_matmul_precision() == "highest"
 
 
-@pytest.mark.parametrize("dtype", [None, *DTYPES])
-def test_an_engine_tells_what_it_computes_with(dtype: torch.dtype | None) -> None:
+@pytest.mark.parametrize("form", [None, *forms()], ids=str)
+def test_an_engine_tells_what_it_computes_with(form: Form | None) -> None:
     stored = heavy(1, 60, 32)
-    engine = MixedEngine(stored, dtype)
+    engine = MixedEngine(stored, form)
     about = json.loads(json.dumps(engine.about))
     assert list(about) == ["engine", "device", "dtype", "residual", "accumulation", "margin", "reason"]
     assert (about["engine"], about["device"], about["dtype"]) == ("mixed", "cpu", str(engine.dtype).split(".")[1])
     assert about["residual"] == operand(stored, engine.dtype).residual_N.max()
     assert about["margin"] >= engine.errors(operand(stored, engine.dtype))[0].max()
-    assert about["reason"] == "given" if dtype else "float32" in about["reason"]
+    assert about["reason"] == "given" if form else all(f"{one} " in about["reason"] for one in forms())
 
 
+@pytest.mark.parametrize("form", forms(), ids=str)
 @pytest.mark.parametrize("order", [1, -1])
-def test_queries_in_an_order_that_raises_bars_slowly_cost_nothing_and_lose_nothing(order: int) -> None:
+def test_queries_in_an_order_that_raises_bars_slowly_cost_nothing_and_lose_nothing(order: int, form: Form) -> None:
     """Queries come closer and closer to the gallery, or move away from it."""
     rng = np.random.default_rng(0)
     centre = rng.standard_normal(64)
     noise = np.linspace(3, 0.5, 700)[::order, None]
     queries = vectors.normalise(centre + noise * rng.standard_normal((700, 64)))[0]
     gallery = vectors.normalise(centre + rng.standard_normal((90, 64)))[0]
-    found = MixedEngine(gallery, torch.bfloat16).propose(queries, Wanted(1, 2, None))
+    found = MixedEngine(gallery, form).propose(queries, Wanted(1, 2, None))
     exact = vectors.exact_matrix(queries, gallery)
     np.testing.assert_array_equal(found.cosine, exact[found.query, found.group])
     proposed = np.zeros(exact.shape, bool)

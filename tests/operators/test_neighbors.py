@@ -5,12 +5,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from operators import neighbors, tilepass, vectors
-from operators.engines import ENGINES, Wanted
+from operators.engines import Wanted
 from operators.errors import CapacityError, SchemaMismatch
 from operators.gallery import shard
+from operators.mixed import MixedEngine, forms
 from operators.tables import CLOSEST, NEIGHBOURS, PAIRS
 
 WIDTH = 16
+ENGINES = {"faiss": None} | {f"mixed, {form}": form for form in forms()}
+"""All engines, and all forms that this processor has instructions for."""
 
 
 def people(seed: int, count: int, persons: int) -> np.ndarray:
@@ -51,7 +54,10 @@ def partition(rng: np.random.Generator, count: int) -> list[np.ndarray]:
 
 def search(rows: np.ndarray, vectors: np.ndarray, engine: str, *wanted: object) -> neighbors.ShardSearch:
     part = shard(rows.astype(np.int64), vectors.reshape(-1, vectors.shape[-1]))
-    return neighbors.ShardSearch(part, engine, Wanted(*wanted))
+    made = neighbors.ShardSearch(part, "faiss", Wanted(*wanted))
+    if ENGINES.get(engine) and made.engine:
+        made.engine = MixedEngine(part.distinct_UD, ENGINES[engine])
+    return made
 
 
 @pytest.fixture
@@ -62,15 +68,16 @@ def budget(often: bool, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(tilepass, "ROOM", 1)
         monkeypatch.setattr(tilepass, "CHUNK", 64)
         monkeypatch.setattr(tilepass, "TILE", 64)
+        monkeypatch.setattr(tilepass, "WHOLE", 32)
+        monkeypatch.setattr(tilepass, "SHARE", 0.5)
 
 
 @pytest.mark.parametrize(
     ("engine", "often"),
-    [*((engine, False) for engine in ENGINES), ("mixed", True)],
-    ids=[*ENGINES, "mixed, thinned out often"],
+    [(engine, often) for engine, form in ENGINES.items() for often in (False, True) if form or not often],
 )
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(seed=st.integers(0, 10_000), k=st.sampled_from([1, 3, 10, 500]), count=st.integers(1, 160))
+@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(seed=st.integers(0, 10_000), k=st.sampled_from([1, 3, 10, 500]), count=st.integers(1, 300))
 def test_sharded_search_equals_brute_force_bit_for_bit(
     engine: str, often: bool, budget: None, seed: int, k: int, count: int
 ) -> None:
@@ -165,13 +172,13 @@ def test_merging_is_commutative_and_idempotent() -> None:
 def test_too_many_pairs_are_an_error_that_names_both_options() -> None:
     gallery = people(0, 50, 1)
     with pytest.raises(CapacityError, match=r"search\.floor=-1\.0.*search\.max_pairs is 100"):
-        search(np.arange(50), gallery, "mixed", 1, 0, -1.0).tile(np.arange(50), gallery, 100)
+        search(np.arange(50), gallery, "faiss", 1, 0, -1.0).tile(np.arange(50), gallery, 100)
 
 
 def test_unusable_queries_are_refused_by_row() -> None:
     gallery = people(0, 5, 2)
     with pytest.raises(SchemaMismatch, match="row 31"):
-        search(np.arange(5), gallery, "mixed", 1, 0, None).tile(
+        search(np.arange(5), gallery, "faiss", 1, 0, None).tile(
             np.array([30, 31]), np.stack([gallery[0], np.zeros(WIDTH, np.float16)]), 0
         )
 
