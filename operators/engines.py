@@ -135,6 +135,17 @@ def _index(vectors_GD: NDArray[np.float32]) -> Any:
     return index
 
 
+def _flat(gallery_GD: NDArray[np.float16]) -> Engine:
+    from operators.faiss_gpu import faiss_device
+    from operators.flat_gpu import FlatDeviceEngine
+
+    device = faiss_device() if _process["gpu"] else None
+    engine = FlatEngine(gallery_GD) if device is None else FlatDeviceEngine(gallery_GD, device)
+    if device is None and _process["gpu"]:
+        engine.about["reason"] = "faiss sees no CUDA device, or was built without support for one"
+    return engine
+
+
 def _mixed(gallery_GD: NDArray[np.float16]) -> Engine:
     from operators.cuda import DeviceEngine, usable_device
     from operators.mixed import MixedEngine
@@ -144,7 +155,7 @@ def _mixed(gallery_GD: NDArray[np.float16]) -> Engine:
     return MixedEngine(gallery_GD) if device is None else DeviceEngine(gallery_GD, device)
 
 
-ENGINES: Mapping[str, Callable[[NDArray[np.float16]], Engine]] = {"faiss": FlatEngine, "mixed": _mixed}
+ENGINES: Mapping[str, Callable[[NDArray[np.float16]], Engine]] = {"faiss": _flat, "mixed": _mixed}
 
 
 _process: dict[str, Any] = {"threads": None, "gpu": False}

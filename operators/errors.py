@@ -6,6 +6,7 @@ AuditError
 ├── ModelError        a model file is missing, altered, or does not do what was declared
 ├── SchemaMismatch    a table does not follow its contract
 ├── CapacityError     the work does not fit a stated limit
+├── DeviceError       a device computes less exactly than the search proves with
 └── ScoreError        scores of persons from which nothing can be computed (also a ValueError)
 
 Every message names the thing, the rule, the value and the next step. Faults of machines and storage have their own
@@ -36,6 +37,10 @@ class SchemaMismatch(AuditError):
 
 class CapacityError(AuditError):
     """The work does not fit a stated limit."""
+
+
+class DeviceError(AuditError):
+    """A device computes less exactly than the search proves with."""
 
 
 class ScoreError(AuditError, ValueError):
