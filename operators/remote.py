@@ -14,8 +14,9 @@ from io import BufferedIOBase
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
+from operators.addresses import HIDDEN, hidden, public
 from operators.errors import FormatError
-from operators.remote_faults import Gone, changed, shown
+from operators.remote_faults import Gone, changed
 from operators.remote_google import GoogleBucket
 from operators.remote_http import Server
 from operators.remote_objects import Bucket
@@ -24,6 +25,8 @@ from operators.sources import File
 
 MOST_FILES = 100_000
 """Files that a pattern with braces may name."""
+WEB = ("http", "https")
+"""Schemes of web servers."""
 KNOWN_FILES = 256
 """Files whose ETags are remembered; those of a folder of images are asked for once each anyway."""
 FRESH_S = 10.0
@@ -60,13 +63,14 @@ class RemoteSource:
         Raises
         ------
         FormatError
-            If the address holds credentials or is none.
+            If the address holds credentials that are not for a web server, or is none.
         """
         refuse_address(uri)
-        self.uri, self._anonymous = uri, anonymous
+        self.uri, self._whole, self._anonymous = public(uri), uri, anonymous
         scheme, _, rest = uri.partition("://")
+        rest, _, query = rest.partition("?") if scheme in WEB else (rest, "", "")
         name, _, key = rest.partition("/")
-        self._place = _place(scheme, name, anonymous)
+        self._place = Server(scheme, name, query) if scheme in WEB else _bucket(scheme, name, anonymous)
         self._key = key
         self._pattern = bool(re.search(r"[*?\[{]", key))
         self._lock = threading.Lock()
@@ -100,7 +104,7 @@ class RemoteSource:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Another process connects for itself."""
-        return RemoteSource, (self.uri, self._anonymous)
+        return RemoteSource, (self._whole, self._anonymous)
 
     def files(self) -> Iterator[File]:
         """All files; FormatError if there is no such place, it may not be listed, or a file named by it is missing."""
@@ -196,30 +200,33 @@ class RemoteSource:
         return File(path, size)
 
 
-def _place(scheme: str, name: str, anonymous: bool) -> Place:
-    if scheme == "gs":
-        return GoogleBucket(name, anonymous)
-    return Bucket(name, anonymous) if scheme == "s3" else Server(scheme, name)
+def _bucket(scheme: str, name: str, anonymous: bool) -> Place:
+    return GoogleBucket(name, anonymous) if scheme == "gs" else Bucket(name, anonymous)
 
 
 def refuse_address(uri: str) -> None:
-    """FormatError if a remote address holds credentials, names no host or bucket, or could be read in two ways."""
+    """FormatError if an address holds what nothing can use, names no host or bucket, or could be read in two ways."""
+    said, scheme = public(uri), uri.partition("://")[0]
+    if hidden(uri):
+        raise FormatError(
+            f"{said}: this is how an address with a password or signature is stored, without them. Give the whole "
+            f"address in the set's `uri`."
+        )
     try:
         parts = urlsplit(uri.replace("[", "_").replace("]", "_"))
     except ValueError:
-        raise FormatError(f"{uri!r}: not an address. Correct the set's `uri`.") from None
-    if "@" in parts.netloc:
+        raise FormatError(f"{said}: not an address. Correct the set's `uri`.") from None
+    if scheme not in WEB and said != uri:
         raise FormatError(
-            f"{shown(uri)}: an address must not hold a name and a password: it is written into the run's tables. Take "
-            f"them out; credentials are found in their usual places."
+            f"{said}: an address of object storage must not hold a name, a password or a signature. Take them out; "
+            f"credentials are found in their usual places. A signed address begins with https."
         )
-    if not parts.netloc or _CONTROL.search(uri):
-        raise FormatError(f"{uri!r}: names no bucket or host, or holds control characters. Correct the set's `uri`.")
-    if parts.scheme.startswith("http") and ("?" in uri or "#" in uri):
-        raise FormatError(
-            f"{shown(uri)}: what follows `?` or `#` in an address may be a secret, and addresses are written into the "
-            f"run's tables. Leave it out, or fetch the file and give its path."
-        )
+    if said == f"{scheme}://{HIDDEN}":
+        raise FormatError(f"{said}: not an address. In a password, write `/`, `?`, `#` and `@` as %2F, %3F, %23, %40.")
+    if not parts.netloc.rpartition("@")[2] or _CONTROL.search(uri):
+        raise FormatError(f"{said!r}: names no bucket or host, or holds control characters. Correct the set's `uri`.")
+    if scheme in WEB and "#" in uri:
+        raise FormatError(f"{said}: `#` begins what a server is not told. Leave it out, or write it as %23.")
 
 
 def refuse_path(path: str) -> None:

@@ -1,18 +1,19 @@
 """Files of a web server, by requests for ranges.
 
-Only reading, without credentials; nothing that identifies anyone is sent. Each answer must be of the state of the file
-that was opened, by its ETag or, where the server has none, its date and size; a shorter answer than promised is never
-taken for the file's end.
+Only reading; of credentials, those in the set's address are sent, to its host alone, and none else. Each answer must be
+of the state of the file that was opened, by its ETag or, where the server has none, its date and size; a shorter answer
+than promised is never taken for the file's end.
 """
 
 import http.client
 import re
 import time
+from base64 import b64encode
 from collections.abc import Iterator, Sequence
 from email.message import Message
 from typing import IO
 from urllib.error import HTTPError, URLError
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 from urllib.request import HTTPRedirectHandler, OpenerDirector, Request, build_opener
 
 from operators.errors import FormatError
@@ -26,14 +27,29 @@ ANSWER_S = 300.0
 PARTIAL, BEYOND = 206, 416
 MOST_BYTES = 64 << 20
 """Of an answer that is no part of a file."""
+_AS_GIVEN = "".join(map(chr, range(0x21, 0x7F)))
 _RANGE = re.compile(r"bytes (?:(\d+)-\d+|\*)/(\d+)")
 
 
 class Server:
     """The files below one address; the same methods as `operators.remote_objects.Bucket`."""
 
-    def __init__(self, scheme: str, host: str) -> None:
+    def __init__(self, scheme: str, host: str, query: str = "") -> None:
+        """Prepare for requests and make none.
+
+        Parameters
+        ----------
+        scheme
+            http or https.
+        host
+            Its name and port, and before an `@` the name and password to give it.
+        query
+            What follows `?` in the address of every file: a signature.
+        """
+        login, _, host = host.rpartition("@")
         self.shown = f"{scheme}://{host}"
+        self._query = f"?{quote(query, safe=_AS_GIVEN)}" if query else ""
+        self._login = {"Authorization": f"Basic {_encoded(login)}"} if login else {}
         self._opener: OpenerDirector = build_opener(_Redirects(scheme))
 
     def sizes(self, keys: Sequence[str]) -> Iterator[tuple[str, int | None]]:
@@ -57,11 +73,11 @@ class Server:
 
     def url(self, key: str) -> str:
         """The address of a file."""
-        return f"{self.shown}/{quote(key, safe='/%:@!$&()*+,;=~-._' + chr(39))}"
+        return f"{self.shown}/{quote(key, safe='/%:@!$&()*+,;=~-._' + chr(39))}{self._query}"
 
     def headers(self) -> dict[str, str]:
         """What is sent besides the range."""
-        return {}
+        return self._login
 
     def answer(self, key: str, offset: int, size: int) -> "Answer":
         """The answer to one request for a range; Passing, Gone, FormatError."""
@@ -93,7 +109,7 @@ class Server:
             with error:
                 if error.code == BEYOND:
                     return BEYOND, error.headers, b""
-                raise _refused(shown(url), error.code, bool(self.headers())) from None
+                raise _refused(shown(url), error.code, bool(self.headers()), bool(self._query)) from None
         except URLError as error:
             raise Passing(_reason(error.reason)) from error
         except (OSError, http.client.HTTPException) as error:
@@ -163,13 +179,19 @@ def _body(answer: http.client.HTTPResponse, size: int) -> bytes:
     return b"".join(parts)
 
 
-def _refused(url: str, status: int, credentials: bool) -> Exception:
+def _encoded(login: str) -> str:
+    """Name and password as RFC 7617 sends them."""
+    return b64encode(unquote(login).encode()).decode()
+
+
+def _refused(url: str, status: int, credentials: bool, signed: bool) -> Exception:
     if status in (404, 410):
         return Gone(f"it is not there (HTTP {status})")
     if status in TRY_AGAIN or status > 500:
         return Passing(f"the server answers {status}")
     if status in (401, 403):
         said = "Give credentials that may list and read it" if credentials else "No credentials were sent"
+        said = "What follows `?` may have expired: sign the address again" if signed else said
         return FormatError(f"{url}: reading is refused (HTTP {status}). {said}, or fetch it and give its path.")
     return FormatError(f"{url}: the server answers {status}. Correct the set's `uri`.")
 

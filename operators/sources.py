@@ -15,6 +15,7 @@ from io import BufferedIOBase
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
+from operators.addresses import bare, public
 from operators.errors import FormatError
 
 SCHEMES = ("s3", "gs", "http", "https")
@@ -39,7 +40,7 @@ class Source(Protocol):
     """The files of one set."""
 
     uri: str
-    """As the user gave it; holds no credentials."""
+    """As the user gave it, without what may be secret (`operators.addresses.public`)."""
 
     @property
     def single(self) -> str | None:
@@ -264,20 +265,21 @@ def remote_scheme(uri: str) -> str | None:
     if not mark:
         return None
     if scheme not in SCHEMES:
-        raise FormatError(f"{uri}: `{scheme}://` is not known. Use a path, or one of {', '.join(SCHEMES)}.")
+        raise FormatError(f"{public(uri)}: `{scheme}://` is not known. Use a path, or one of {', '.join(SCHEMES)}.")
     return scheme
 
 
 def absolute(uri: str) -> str:
-    """`uri` so that it means the same in every process of this machine."""
-    return uri if remote_scheme(uri) else os.path.abspath(uri)
+    """`uri` so that it means the same in every process of this machine, without what may be secret."""
+    return public(uri) if remote_scheme(uri) else os.path.abspath(uri)
 
 
 def within(inner: str, outer: str) -> bool:
     """Whether the place `inner` is `outer` or lies in it."""
     schemes = remote_scheme(inner), remote_scheme(outer)
     if schemes != (None, None):
-        return schemes[0] == schemes[1] and (inner.rstrip("/") + "/").startswith(outer.rstrip("/") + "/")
+        inner, outer = (bare(one).rstrip("/") + "/" for one in (inner, outer))
+        return schemes[0] == schemes[1] and inner.startswith(outer)
     return Path(inner).resolve().is_relative_to(Path(outer).resolve())
 
 

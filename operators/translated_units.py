@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from operators import vectors
+from operators.addresses import public
 from operators.encoder import UNUSABLE
 from operators.errors import FormatError
 from operators.formats import reader
@@ -36,7 +37,9 @@ def width_of(units: pa.Table) -> int:
     found = Counter(_widths(units))
     found.pop(0, None)
     if not found:
-        raise FormatError(f"{units['uri'][0].as_py()}: none of the first {LOOK} vectors can be read. Check the set.")
+        raise FormatError(
+            f"{public(units['uri'][0].as_py())}: none of the first {LOOK} vectors can be read. Check the set."
+        )
     return found.most_common(1)[0][0]
 
 

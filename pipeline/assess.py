@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 from cluster.storage import to_json, write_private
 from operators import leakage
+from operators.addresses import public
 from operators.calibration import Threshold
 from operators.controlled import EvidenceConfig
 from operators.errors import ConfigError
@@ -192,7 +193,7 @@ def _summary(run: Run, about: Mapping[str, Any], arms: Mapping[str, Any], person
         if faces is not None and run.config.faces.several == "all":  # the status is of faces, these are of images
             counts["audited"], status = faces["images"], rejected_images(run, role)
         sets[role] = {
-            "uri": one.uri,
+            "uri": public(one.uri),
             "form": listed["form"],
             "notes": listed["notes"],
             **counts,

@@ -23,14 +23,15 @@ from numpy.typing import NDArray
 
 from cluster.faults import IncompleteTable
 from cluster.storage import private_folder, to_json, write_private
+from operators.addresses import public
 from operators.errors import ConfigError
 from operators.formats import FORMATS
 from operators.persons import label_codes
 from operators.sources import within
 from operators.tables import UNITS
 from pipeline.assess import assess_key
-from pipeline.calibrate import set_columns
 from pipeline.clean_audit import audited_again
+from pipeline.clean_images import Images, Leading, by_image, near_images, release_images
 from pipeline.clean_links import links, near_copies
 from pipeline.clean_policy import POLICIES, Links, Near, Release, Removal, Step, removal
 from pipeline.clean_record import (
@@ -121,20 +122,20 @@ def clean(run: Run, options: CleanConfig | None = None) -> None:
         notes: list[str] = []
         evidence = _summary(run).get("evidence")
         _refuse_vectors(run, options)
-        level, near = _level(options, evidence, run, notes), _near(run, options, notes)
-        release = set_columns(run, "release", ("key", "identity", "digest", "status"))
-        found = links(run, evidence, release["key"])
-        selected_L = _selected(found, level)
-        made = _removal(release, found, selected_L, near, options)
+        level, images = _level(options, evidence, run, notes), release_images(run)
+        release, near = images.table, _near(run, images, options, notes)
+        found = links(run, evidence, images.keys)
+        leading = by_image(images, found, _selected(found, level))
+        made = _removal(release, leading, near, options)
         kept_N = made.step_N == Step.KEPT
         stays = manifest(release, made)
         out, written = _begun(run, options, stays)
         write_private(out / "manifest.csv", kept_list(run, kept_N))
         write_private(out / "manifest.parquet", parquet_bytes(stays))
-        write_private(out / "removed.csv", safe_csv(removed(release, found, made)))
+        write_private(out / "removed.csv", safe_csv(removed(release, leading, made)))
         if options.write != "none" and written is None:
             written = _write(run, options, out, kept_N, stays)
-        counts = losses(release, found, made, selected_L)
+        counts = losses(release, leading, made, faces=run.config.faces.several == "all")
         record: dict[str, Any] = {
             "audit": {"title": run.config.title, "candidates": run.commit("assess", "candidates").sha256},
             "policy": {name: value for name, value in asdict(options).items() if name != "out"} | {"q": level},
@@ -158,15 +159,15 @@ def reaudit(run: Run, options: CleanConfig | None = None) -> dict[str, Any]:
     options = options or run.config.clean
     out = folder_of(run, options)
     stays = MANIFEST.check(pq.read_table(out / "manifest.parquet"))
-    if not stays["key"].equals(set_columns(run, "release", ("key",))["key"]):
+    release = release_images(run).table
+    if not stays["key"].equals(release["key"]):
         raise IncompleteTable(f"{out}/manifest.parquet is of another release. Run `unveil clean` again.")
     kept_N = np.asarray(stays["kept"].to_numpy(), np.bool_)
-    status = set_columns(run, "release", ("status",))["status"]
     if not options.reaudit:
         return {"why_not": "clean.reaudit is false"}
     if kept_N.all():
         return {"why_not": "nothing was removed, so the audit itself says what is left"}
-    if not (kept_N & np.asarray(pc.equal(status, "ok").to_numpy(), np.bool_)).any():
+    if not (kept_N & np.asarray(pc.equal(release["status"], "ok").to_numpy(), np.bool_)).any():
         return {"why_not": "no image that was audited is left"}
     inner = audited_again(run, kept_N, out / "audit", out / "manifest.csv")
     after = json.loads((inner.folder / "summary.json").read_bytes())
@@ -200,17 +201,12 @@ def _level(options: CleanConfig, evidence: Mapping[str, Any] | None, run: Run, n
 
 
 def _refuse_vectors(run: Run, options: CleanConfig) -> None:
-    if run.config.faces.several == "all":
-        raise ConfigError(
-            "clean removes whole images, and this audit is of faces. Use an audit with faces.several=largest, or take "
-            "the images from assess/candidates.parquet: IMAGE#2 is the second face of IMAGE."
-        )
     form = run.table("scan", "release", UNITS)["format"][0].as_py()
     if options.write != "none" and FORMATS[form].holds != "images":
         raise ConfigError("clean.write: the release came as ready vectors, without images. Use clean.write=none.")
 
 
-def _near(run: Run, options: CleanConfig, notes: list[str]) -> Near | None:
+def _near(run: Run, images: Images, options: CleanConfig, notes: list[str]) -> Near | None:
     """Near copies within the release, where the policy wants them and they were searched for."""
     if options.policy != "cluster":
         return None
@@ -226,7 +222,7 @@ def _near(run: Run, options: CleanConfig, notes: list[str]) -> Near | None:
             f"clean.near = {options.near:g} is below the cosine {floor:g} from which the search kept pairs within the "
             f"release. Give clean.near={floor:g} or more, or search.floor={options.near:g} and search again."
         )
-    return near_copies(run, options.near)
+    return near_images(images, near_copies(run, options.near))
 
 
 def _selected(found: pa.Table, level: float | None) -> NDArray[np.bool_]:
@@ -236,15 +232,14 @@ def _selected(found: pa.Table, level: float | None) -> NDArray[np.bool_]:
     return np.asarray(pc.fill_null(pc.less_equal(found["q"], level), False).to_numpy(), np.bool_)
 
 
-def _removal(
-    release: pa.Table, found: pa.Table, selected_L: NDArray[np.bool_], near: Near | None, options: CleanConfig
-) -> Removal:
+def _removal(release: pa.Table, leading: Leading, near: Near | None, options: CleanConfig) -> Removal:
     known = Release(
         identity_N=label_codes(release["identity"]),
         content_N=label_codes(release["digest"]),
         audited_N=np.asarray(pc.equal(release["status"], "ok").to_numpy(), np.bool_),
     )
-    close = Links(found["release_row"].to_numpy(), found["person"].to_numpy(), selected_L)
+    row_L, person_L = (leading.found[name].to_numpy() for name in ("release_row", "person"))
+    close = Links(row_L, person_L, leading.selected_L)
     return removal(known, close, near, options.policy, options.unaudited)
 
 
@@ -256,7 +251,7 @@ def _begun(run: Run, options: CleanConfig, stays: pa.Table) -> tuple[Path, dict[
     out = folder_of(run, options)
     for role, one in run.config.sets.given().items():
         if within(str(out), one.uri):
-            raise ConfigError(f"clean.out lies inside the {role} set ({one.uri}). Put it elsewhere.")
+            raise ConfigError(f"clean.out lies inside the {role} set ({public(one.uri)}). Put it elsewhere.")
     earlier = record_of(out)
     if earlier is None and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"clean.out: {out} holds other things. Give a new or empty folder.")
@@ -280,7 +275,7 @@ def _write(run: Run, options: CleanConfig, out: Path, kept_N: NDArray[np.bool_],
     """Write the images that stay anew; the record says so before they are visible."""
     units = run.table("scan", "release", UNITS)
     members = pa.Table.from_struct_array(units["members"].combine_chunks().flatten()).filter(pa.array(kept_N))
-    about = units.select(["format", "uri", "anonymous"]).slice(0, 1).to_pylist()[0]
+    about = run.readable(units).select(["format", "uri", "anonymous"]).slice(0, 1).to_pylist()[0]
     known = {"key": _written_key(options, options.write, stays), "form": options.write}
     found: dict[str, Any] = {}
 

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from cluster.storage import ASIDE, MARKER, Store, private_folder
 from operators.backbones import BackboneConfig
 from operators.errors import ConfigError, SchemaMismatch
+from operators.face_rows import face_key, faces_of, further, rows_of
 from operators.records import embeddings
 from operators.tables import UNITS
 from operators.units import Member, cut, unit_digest
@@ -130,27 +131,45 @@ def _facts(units: pa.Table, before: Any, removed: int) -> dict[str, Any]:
 def _take_embeddings(
     store: Store, model: BackboneConfig, old: pa.Table, units: pa.Table, rows: NDArray[np.int64]
 ) -> None:
-    """Commit the new units' embeddings, row by row those of the audit; SchemaMismatch if a row is of another image."""
+    """Commit the new units' embeddings, row by row those of the audit; SchemaMismatch if a row is of another image.
+
+    `rows` are numbers of images; where several faces of an image are audited, all its rows come along.
+    """
     contract = embeddings(model.width)
-    names, firsts = old["unit"].to_pylist(), old["first_row"].to_numpy()
-    keys = units["members"].combine_chunks().flatten().field("key")
+    names, (count_N, first_N) = old["unit"].to_pylist(), _face_rows(store, old)
+    firsts = first_N[old["first_row"].to_numpy()]
+    keys = units["members"].combine_chunks().flatten().field("key").to_pylist()
     starts = [*units["first_row"].to_pylist(), len(rows)]
     for name, (start, end) in zip(units["unit"].to_pylist(), pairwise(starts), strict=True):
         if store.find(name) is not None:
             continue
-        parts, sources = [], []
-        for at, wanted in _by_unit(rows[start:end], firsts):
+        parts, sources, count_M = [], [], count_N[rows[start:end]]
+        face_F = faces_of(count_M)
+        for at, wanted in _by_unit(np.repeat(first_N[rows[start:end]], count_M) + face_F - 1, firsts):
             parts.append(store.read(names[at]).take(pa.array(wanted - firsts[at])))
             sources.append(store.find(names[at]))
         made = contract.check(pa.concat_tables(parts).combine_chunks())
-        if not made["key"].combine_chunks().equals(keys.slice(start, end - start)):
+        own = zip(np.repeat(np.arange(start, end), count_M).tolist(), face_F.tolist(), strict=True)
+        if made["key"].to_pylist() != [face_key(keys[at], face) for at, face in own]:
             raise SchemaMismatch(
                 f"{store.address}: embeddings of a release unit are not in the order of its list. Remove them, and run "
                 f"`unveil embed` again."
             )
         status = {one["values"]: one["counts"] for one in made["status"].value_counts().to_pylist()}
         device = next((one.facts["device"] for one in sources if one is not None), "")
-        store.commit(name, made, contract=contract.contract, key=name, facts={"status": status, "device": device})
+        facts = {"status": status, "device": device}
+        facts |= {"faces": several} if (several := further(face_F, end - start)) else {}
+        store.commit(name, made, contract=contract.contract, key=name, facts=facts)
+
+
+def _face_rows(store: Store, units: pa.Table) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """For each image of the embedded `units`, how many rows it has, and the number of the first."""
+    counts = [np.zeros(0, np.int64)]
+    for name, size in zip(units["unit"].to_pylist(), pc.list_value_length(units["members"]).to_pylist(), strict=True):
+        made = store.find(name)
+        counts.append(rows_of(made.facts.get("faces", {}) if made else {}, size))
+    count_N = np.concatenate(counts)
+    return count_N, np.cumsum(count_N) - count_N
 
 
 def _by_unit(rows: NDArray[np.int64], firsts: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64]]]:

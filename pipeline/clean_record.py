@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from operators.persons import label_codes
 from operators.tables import Table
+from pipeline.clean_images import Leading
 from pipeline.clean_policy import Removal, Step
 from pipeline.wording import count, percent
 
@@ -35,13 +36,15 @@ MANIFEST = Table(
 
 REMOVED = Table(
     name="removed",
-    version=1,
+    version=2,
     schema=pa.schema(
         [
             pa.field("path", pa.string()),
             pa.field("identity", pa.string()),
             pa.field("why", pa.string()),
             pa.field("because_of", pa.string()),  # the removed image that took this one along; null: its own link
+            pa.field("faces", pa.int64()),  # of this image that come close to a training person of a finding
+            pa.field("face", pa.int64()),  # that of the strongest link, by its number in its image
             pa.field("finding", pa.int64()),  # rank of the finding; this and the rest are of the strongest link
             pa.field("training_identity", pa.string()),
             pa.field("training_key", pa.string()),
@@ -80,9 +83,9 @@ def manifest(release: pa.Table, made: Removal) -> pa.Table:
     return MANIFEST.check(pa.table(columns, schema=MANIFEST.schema).combine_chunks())
 
 
-def removed(release: pa.Table, found: pa.Table, made: Removal) -> pa.Table:
+def removed(release: pa.Table, leading: Leading, made: Removal) -> pa.Table:
     """Every image that goes, with the strongest link behind it, best finding first, under the REMOVED contract."""
-    gone = np.flatnonzero(made.step_N != Step.KEPT)
+    gone, found = np.flatnonzero(made.step_N != Step.KEPT), leading.found
     behind = made.link_N[gone]
     gone = gone[np.lexsort((gone, made.step_N[gone], np.where(behind < 0, len(found), behind)))]
     behind, cause = made.link_N[gone], made.cause_N[gone]
@@ -94,8 +97,9 @@ def removed(release: pa.Table, found: pa.Table, made: Removal) -> pa.Table:
         "identity": own["identity"],
         "why": texts.take(pa.array(made.step_N[gone])),
         "because_of": release["key"].take(pa.array(cause, mask=cause < 0)),
+        "faces": pa.array(leading.faces_N[gone], pa.int64()),
         "finding": link["rank"],
-        **{name: link[name] for name in ("training_identity", "training_key", "cosine", "q", "tier")},
+        **{name: link[name] for name in ("face", "training_identity", "training_key", "cosine", "q", "tier")},
     }
     return REMOVED.check(pa.table([columns[name] for name in REMOVED.schema.names], schema=REMOVED.schema))
 
@@ -120,8 +124,8 @@ def sizes(release: pa.Table, kept_N: NDArray[np.bool_]) -> dict[str, Any]:
     }
 
 
-def losses(release: pa.Table, found: pa.Table, made: Removal, selected_L: NDArray[np.bool_]) -> dict[str, Any]:
-    """How many images go for which reason, and what that does to identities."""
+def losses(release: pa.Table, leading: Leading, made: Removal, *, faces: bool) -> dict[str, Any]:
+    """How many images go for which reason, and what that does to identities; with `faces`, how many faces led to it."""
     kept_N = made.step_N == Step.KEPT
     code_N = label_codes(release["identity"])
     labelled = code_N >= 0
@@ -130,7 +134,8 @@ def losses(release: pa.Table, found: pa.Table, made: Removal, selected_L: NDArra
     return {
         "images": int((~kept_N).sum()),
         "by_reason": {REASONS[step]: int((made.step_N == step).sum()) for step in Step if step},
-        "training_persons": len(np.unique(found["person"].to_numpy()[selected_L])),
+        **({"faces": int(leading.faces_N.sum())} if faces else {}),
+        "training_persons": len(np.unique(leading.found["person"].to_numpy()[leading.selected_L])),
         "identities_gone": int((after == 0).sum()),
         "identities_smaller": int(((after > 0) & (after < before)).sum()),
     }
@@ -187,6 +192,8 @@ def clean_lines(record: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("removed", f"{gone['images']:,} of {before['images']:,} images ({share}), policy {record['policy']['policy']}")
     ]
     lines += [("", f"{amount:,}: {reason}") for reason, amount in gone["by_reason"].items() if amount]
+    if "faces" in gone:
+        lines.append(("", f"{count(gone['faces'], 'face')} in these images led to it"))
     lines.append(
         ("left", f"{after['images']:,} images of {count(after['identities'], 'identity', 'identities')}; "
          f"{gone['identities_gone']:,} gone, {gone['identities_smaller']:,} smaller")

@@ -16,11 +16,12 @@ from yaml import YAMLError
 
 from cluster.keys import EncryptionConfig
 from cluster.session import SessionConfig
+from operators.addresses import holds_secret, public, public_values
 from operators.backbones import BackboneConfig
 from operators.errors import ConfigError
 from operators.faces import FaceConfig
 from operators.formats import SetConfig
-from operators.sources import within
+from operators.sources import absolute, within
 from pipeline.assess import AssessConfig
 from pipeline.catalogue import defaults, entry
 from pipeline.clean import CleanConfig
@@ -90,10 +91,15 @@ class SetsConfig:
             if (first, second) == BRIDGES:  # the same faces
                 continue
             left, right = given[first], given[second]
+            if left.uri != right.uri and absolute(left.uri) == absolute(right.uri) and holds_secret(left.uri):
+                raise ValueError(
+                    f"{first} and {second} are one address with two signatures or passwords ({public(left.uri)}). Give "
+                    f"both the same: what is secret tells no sets apart."
+                )
             subsets = left.list_file is not None and right.list_file is not None
             if not subsets and (within(left.uri, right.uri) or within(right.uri, left.uri)):
                 raise ValueError(
-                    f"{first} and {second} overlap ({given[first].uri} and {given[second].uri}): a set compared "
+                    f"{first} and {second} overlap ({public(left.uri)} and {public(right.uri)}): a set compared "
                     f"with itself finds itself. Give two separate places, or a `list_file` for each."
                 )
 
@@ -140,7 +146,7 @@ class AuditConfig:
             )
         for role, one in self.sets.listed().items():
             if within(self.out, one.uri):
-                raise ValueError(f"out lies inside the {role} set ({one.uri}). Put the run folder elsewhere.")
+                raise ValueError(f"out lies inside the {role} set ({public(one.uri)}). Put the run folder elsewhere.")
         names = [one.name for one in self.models()]
         if len(set(names)) < len(names):
             raise ValueError(f"embedders names a model twice: {', '.join(names)}.")
@@ -280,6 +286,7 @@ def to_dict(config: Any) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
-def to_yaml(config: AuditConfig) -> str:
-    """The resolved configuration as YAML."""
-    return OmegaConf.to_yaml(OmegaConf.create(to_dict(config)))
+def to_yaml(config: AuditConfig, hide: bool = False) -> str:
+    """The resolved configuration as YAML; to `hide`, without what is secret in addresses."""
+    values = to_dict(config)
+    return OmegaConf.to_yaml(OmegaConf.create(public_values(values) if hide else values))

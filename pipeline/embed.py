@@ -93,7 +93,7 @@ def embed(run: Run) -> None:
             unit_store(run).make_key()
             for model in models:
                 unit_store(run, model).sweep()
-            pending, foreign = apart(run, pending)
+            pending, foreign = apart(run, run.readable(pending))
             pending = take_ready(run, pending, unit_store(run))
             if pending.num_rows:
                 run.ray()

@@ -46,7 +46,7 @@ class Imagery:
         units = face_units(run, role)
         self.members = pa.Table.from_struct_array(units["members"].combine_chunks().flatten())
         self.columns = set_columns(run, role, ("key", "identity", "digest", "status", "landmarks", "box"))
-        about = units.select(["format", "uri", "anonymous"]).slice(0, 1).to_pylist()[0]
+        about = run.readable(units).select(["format", "uri", "anonymous"]).slice(0, 1).to_pylist()[0]
         self.available = FORMATS[about["format"]].holds == "images"
         self.gone: Counter[str] = Counter()
         self.reader = reader(about["format"], about["uri"], about["anonymous"])

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.storage import to_json, write_private
+from operators.addresses import public, public_values
 from pipeline import __version__
 
 if TYPE_CHECKING:
@@ -34,13 +35,13 @@ class Ledger:
             "python": platform.python_version(),
             "platform": f"{platform.system()} {platform.machine()}",
             "versions": versions(),
-            "config": to_dict(config),
-            "weights": {config.embedder.path: config.embedder.sha256},
+            "config": public_values(to_dict(config)),
+            "weights": {public(config.embedder.path): config.embedder.sha256},
             "datasets": {},
             "stages": {},
         }
         if config.faces.mode == "detect":
-            self.record["weights"][config.faces.detector] = config.faces.detector_sha256
+            self.record["weights"][public(config.faces.detector)] = config.faces.detector_sha256
         earlier = _read(path)
         for part in ("datasets", "stages"):
             self.record[part] = earlier.get(part, {})

@@ -22,6 +22,7 @@ class Meters:
         self._images = Counter(
             "unveil_embed_images", description="Images that are committed, by status.", tag_keys=("status",)
         )
+        self._faces = Counter("unveil_embed_faces", description="Faces that are committed with an embedding.")
         self._failures = Counter("unveil_embed_failures", description="Committed images whose status is not ok.")
         self._copies = Counter(
             "unveil_embed_copies", description="Committed images whose bytes another unit had, so taken from there."
@@ -52,12 +53,12 @@ class Meters:
             self._rate.set(images / seconds, tags)
         self._spread.observe(seconds, tags)
 
-    def committed(self, statuses: Mapping[str, int], copies: int) -> None:
-        """Count a committed unit: its images by status, and how many of them are copies."""
+    def committed(self, statuses: Mapping[str, int], faces: int, copies: int) -> None:
+        """Count a committed unit: its images by status, their embedded faces, and how many of the images are copies."""
         self._units.inc()
         for status, count in statuses.items():
             self._images.inc(count, {"status": status})
         failures = sum(statuses.values()) - statuses.get("ok", 0)
-        for counter, count in ((self._failures, failures), (self._copies, copies)):
+        for counter, count in ((self._faces, faces), (self._failures, failures), (self._copies, copies)):
             if count:
                 counter.inc(count)

@@ -9,6 +9,7 @@ import numpy as np
 
 from cluster.faults import ClusterError, IncompleteTable
 from operators import forecast
+from operators.addresses import public
 from operators.alignment import alignment
 from operators.backbones import open_backbone
 from operators.engines import Wanted
@@ -45,14 +46,14 @@ def plan(config: AuditConfig) -> str:
     """
     counts: dict[str, int] = {}
     pictures = 0
-    lines = [to_yaml(config), "# What would run"]
+    lines = [to_yaml(config, hide=True), "# What would run"]
     for role, chosen in config.sets.listed().items():
         form, listing = listed(chosen)
         entries = listing.entries
         counts[role] = len(entries)
         pictures += len(entries) if form != "vectors" and role in config.sets.embedded() else 0
         size_mb = sum(entry.bytes for entry in entries) / 1e6
-        lines.append(f"{role:<20} {len(entries):>16,} images      {size_mb:,.1f} MB in {chosen.uri} ({form})")
+        lines.append(f"{role:<20} {len(entries):>16,} images      {size_mb:,.1f} MB in {public(chosen.uri)} ({form})")
     for one in comparisons(Run(config), 1.0):
         for role in one.gallery:
             name = f"{role} x itself" if one.within else f"{one.queries} x {role}"

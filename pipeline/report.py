@@ -252,7 +252,7 @@ class Pictures:
         members = pa.Table.from_struct_array(units["members"].combine_chunks().flatten())
         chosen = members.filter(pc.is_in(members["key"], keys)).select(["key", "place", "version"])
         self.places = {row["key"]: (row["place"] or row["key"], row["version"]) for row in chosen.to_pylist()}
-        about = units.select(["format", "uri", "anonymous"]).slice(0, 1).to_pylist()[0]
+        about = run.readable(units).select(["format", "uri", "anonymous"]).slice(0, 1).to_pylist()[0]
         self.reader = reader(about["format"], about["uri"], about["anonymous"])
 
     def __call__(self, key: str) -> bytes | None:

@@ -100,8 +100,8 @@ def _refuse_shared(run: Run, role: str, seen: dict[str, set[str]]) -> None:
             continue
         if absolute(sets[other].uri) == absolute(sets[role].uri) and keys & seen[role]:
             raise FormatError(
-                f"sets.{other} and sets.{role} share {len(keys & seen[role]):,} images of {sets[role].uri}: a set "
-                f"compared with itself finds itself. Correct their list files."
+                f"sets.{other} and sets.{role} share {len(keys & seen[role]):,} images of "
+                f"{absolute(sets[role].uri)}: a set compared with itself finds itself. Correct their list files."
             )
 
 

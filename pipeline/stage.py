@@ -19,6 +19,8 @@ from cluster.nodes import Needed, check_nodes, head_address, spread
 from cluster.run_lock import locked
 from cluster.session import ray_session
 from cluster.storage import Commit, private_folder
+from operators.addresses import holds_secret
+from operators.sources import absolute
 from operators.tables import Table
 from pipeline.ledger import Ledger, code_fingerprint
 from pipeline.protection import protect, stores
@@ -89,6 +91,17 @@ class Run:
                 f"{stage}/{name} follows {made.contract}, needed is {contract.contract}. Run {stage} again."
             )
         return contract.check(self.store.child(stage).read(name))
+
+    def readable(self, units: pa.Table) -> pa.Table:
+        """`units` (UNITS) for reading their images: with the addresses that are stored without their secrets whole.
+
+        Such a table stays in memory and is never committed.
+        """
+        whole = {absolute(one.uri): one.uri for one in self.config.sets.listed().values() if holds_secret(one.uri)}
+        if not whole:
+            return units
+        column = [whole.get(uri, uri) for uri in units["uri"].to_pylist()]
+        return units.set_column(units.schema.get_field_index("uri"), "uri", pa.array(column, pa.string()))
 
     def commit(self, stage: str, name: str) -> Commit:
         """The marker of a table of this run."""

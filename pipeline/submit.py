@@ -26,6 +26,7 @@ import yaml
 from cluster.access import is_loopback
 from cluster.faults import ClusterError, UnlikeNodes
 from cluster.jobs import Jobs, JobState, SubmitConfig
+from operators.addresses import CREDENTIAL, holds_secret
 from operators.errors import ConfigError
 from pipeline import __version__
 from pipeline.ledger import code_fingerprint
@@ -53,12 +54,6 @@ JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """The environment variable in which Ray hands a job its metadata."""
 KINDS: dict[str, type] = {one.name: type(one.default) for one in fields(SubmitConfig)}
 """The options of a submission and their types."""
-CREDENTIAL = re.compile(
-    r"://[^/@\s]+@|[?&](X-Amz-[\w-]*|X-Goog-[\w-]*|Key-Pair-Id|\w*(?:sig|signature|token|secret|password|"
-    r"access_?key(?:_?id)?|access_?id|api_?key))=",
-    re.IGNORECASE,
-)
-"""In an address: a name with a password, or the signature that lets its bearer in."""
 
 
 def submit(words: Sequence[str], write: Callable[[str], None]) -> int:
@@ -235,9 +230,11 @@ def resolved(config: "AuditConfig", options: SubmitConfig, folder: Path) -> str:
         (folder / card).write_text(yaml.safe_dump(stated), encoding="utf-8")
     values = yaml.safe_load(to_yaml(_with_places(config, root, insecure=options.insecure)))
     text = yaml.safe_dump({**values, "embedders": cards}, sort_keys=False)
-    for found in CREDENTIAL.finditer(text):
+    found = CREDENTIAL.search(text)
+    if found or any(holds_secret(one.uri) for one in config.sets.listed().values()):
+        what = found[1] or "before @" if found else "after ?"
         raise ConfigError(
-            f"an address in the configuration holds a credential ({found[1] or 'before @'}), which would lie on the "
+            f"an address in the configuration holds a credential ({what}), which would lie on the "
             "cluster. Give the nodes access by their role or environment, and take it out of the address."
         )
     (folder / CONFIG).write_text(text, encoding="utf-8")

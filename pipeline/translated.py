@@ -217,7 +217,7 @@ def _own(run: Run, store: Store) -> tuple[list[str], NDArray[np.float16]]:
 
 def _foreign(run: Run) -> tuple[list[str], NDArray[np.float16]]:
     """Keys and vectors of the bridge faces as the foreign model embeds them."""
-    units = run.table("scan", BRIDGE_VECTORS, UNITS)
+    units = run.readable(run.table("scan", BRIDGE_VECTORS, UNITS))
     width = width_of(units)
     keys: list[str] = []
     found = [np.empty((0, width), np.float16)]

@@ -138,7 +138,7 @@ def _refuse(run: Run, differences: Sequence[Difference]) -> NoReturn:
 def _verify_embed(run: Run, units: Mapping[str, pa.Table], outcome: Outcome) -> None:
     """Prepare and embed sampled images of all sets again, and compare with what is stored; ready vectors are not."""
     images = pa.array([name for name, form in FORMATS.items() if form.holds == "images"])
-    listed = pa.concat_tables(units.values())
+    listed = run.readable(pa.concat_tables(units.values()))
     listed = listed.filter(pc.is_in(listed["format"], images))
     if not listed.num_rows:
         return

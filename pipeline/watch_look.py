@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
+from operators.addresses import public_values
 from operators.tables import UNITS
 from pipeline import __version__
 from pipeline.audit import audit
@@ -69,7 +70,7 @@ def basis(config: AuditConfig) -> dict[str, Any]:
         "weights": weights,
         "embeddings": [embedding_key(model, config.faces) for model in config.models()],
         "program": [__version__, code_fingerprint()],
-        "options": dict(_flat(to_plain(options), "")),
+        "options": dict(_flat(public_values(to_plain(options)), "")),
     }
 
 

@@ -6,9 +6,11 @@ through Ray's object store. Where models run on GPUs, preparation, models and co
 so that many cores can feed one GPU.
 """
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +20,7 @@ from cluster.faults import IncompleteTable, StorageError
 from cluster.storage import ASIDE, Place, Store
 from operators.backbones import BackboneConfig
 from operators.encoder import Encoder
+from operators.face_rows import Further, rows_of
 from operators.faces import FaceConfig, FacePreparation
 from operators.records import FACES, embedded_unit, embeddings, unnest
 from operators.tables import UNITS
@@ -124,7 +127,7 @@ class UnitEncoder:
         lost = unit["lost"][0].as_py() or self.attempts.begin(unit)
         if lost is None:
             if self.store.find(unit["unit"][0].as_py()) is None:
-                with self.meters.stage("embed", len(unit["faces"][0])):
+                with self.meters.stage("embed", _images(unit)):
                     made = self.encoder(unit.select(FACES.schema.names))
                 columns = [made["device"], made["images"]]
             self.attempts.end(unit)
@@ -150,19 +153,19 @@ class UnitCommit:
         for place, store in enumerate(self.task.stores if lost is None else ()):
             try:
                 earlier = store.find(unit["unit"][0].as_py())
-                counts = earlier.facts["status"] if earlier else self._commit(unit, place)
+                counts, faces = (earlier.facts["status"], 0) if earlier else self._commit(unit, place)
             except (IncompleteTable, StorageError) as error:
                 fault = str(error)
                 continue
             failed = max(failed, sum(counts.values()) - counts.get("ok", 0))
             if earlier is None:
-                copies = images - int((_ordinals(unit) == 1).sum())
-                self.meters.committed(counts, copies)
+                copies = images - _images(unit)
+                self.meters.committed(counts, faces, copies)
         row = {"images": [images], "failed": [failed], "copies": [copies]}
         return pa.table({**row, "fault": pa.array([fault], pa.string()), "lost": pa.array([lost], pa.string())})
 
-    def _commit(self, unit: pa.Table, place: int) -> dict[str, int]:
-        """Commit what a model made of a unit, with the rows of its copies; return its images by status."""
+    def _commit(self, unit: pa.Table, place: int) -> tuple[dict[str, int], int]:
+        """Commit what a model made of a unit, with the rows of its copies; its images by status, and embedded faces."""
         store, contract, name = self.task.stores[place], self.contracts[place], unit["unit"][0].as_py()
         with self.meters.stage("commit", len(unit["members"][0])):
             embedded = contract.check(unnest(unit, f"images_{place}"))
@@ -171,7 +174,31 @@ class UnitCommit:
             facts = {"status": counts, "device": unit[f"device_{place}"][0].as_py()}
             facts |= {"faces": several} if several else {}
             store.commit(name, contract.check(made), contract=contract.contract, key=name, facts=facts)
-        return counts
+        return by_image(made["status"].to_pylist(), several, len(unit["members"][0])), counts.get("ok", 0)
+
+
+def by_image(status: Sequence[str], several: Further, images: int) -> dict[str, int]:
+    """How many of a unit's images have which status: `ok` if one of its faces has, else that of the first.
+
+    Parameters
+    ----------
+    status
+        Of each row.
+    several
+        Which of the images have several rows.
+    images
+        How many there are.
+    """
+    if not several:
+        return dict(Counter(status))
+    ends = np.cumsum(rows_of(several, images)).tolist()
+    rows = (status[start:end] for start, end in pairwise([0, *ends]))
+    return dict(Counter("ok" if "ok" in own else own[0] for own in rows))
+
+
+def _images(unit: pa.Table) -> int:
+    """Images of a unit that were prepared; the others are copies."""
+    return int((_ordinals(unit) == 1).sum())
 
 
 def _ordinals(unit: pa.Table) -> NDArray[np.int64]:

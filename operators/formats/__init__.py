@@ -125,11 +125,11 @@ def recognised(options: SetConfig) -> tuple[str, Source]:
         return found[0], source
     if not found:
         raise FormatError(
-            f"{options.uri}: no file of a known form ({', '.join(FORMATS)}) among {len(files):,}. "
+            f"{source.uri}: no file of a known form ({', '.join(FORMATS)}) among {len(files):,}. "
             f"Correct the set's `uri`, or give its `format`."
         )
     raise FormatError(
-        f"{options.uri}: holds sets of several forms ({', '.join(found)}). Give the set's `format` or a narrower `uri`."
+        f"{source.uri}: holds sets of several forms ({', '.join(found)}). Give the set's `format` or a narrower `uri`."
     )
 
 
@@ -141,14 +141,14 @@ def listed(options: SetConfig) -> tuple[str, Listing]:
     listing: Listing = module(name).listing(source, options)
     if len(listing.entries) > options.limits.max_records:
         raise FormatError(
-            f"{options.uri}: {len(listing.entries):,} records; the limit is {options.limits.max_records:,} "
+            f"{source.uri}: {len(listing.entries):,} records; the limit is {options.limits.max_records:,} "
             f"(limits.max_records of the set)."
         )
     if options.list_file is not None:
         listing = lists.chosen(listing, options)
     for wanted in options.attributes:
         if not any(wanted in (entry.attributes or {}) for entry in listing.entries):
-            raise FormatError(f"{options.uri}: no record has the attribute {wanted!r}. Correct the set's `attributes`.")
+            raise FormatError(f"{source.uri}: no record has the attribute {wanted!r}. Correct the set's `attributes`.")
     return name, listing
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from operators.errors import FormatError
 from operators.formats.columns import FILES, LABELS, VECTORS
 from operators.formats.indexes import Entries
+from operators.formats.listing import Bound
 from operators.formats.naming import stem_of
 from operators.formats.tabular import text_of
 from operators.sources import File, Source
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 LINE_BYTES = 2**22
 """A longer line is no record."""
+NO_VECTOR = "is no JSON object with a vector"
 
 
 def vector_of(record: Any, column: str | None) -> tuple[str, list[Any]] | None:
@@ -81,18 +83,17 @@ def enter(source: Source, file: File, entries: Entries, options: "SetConfig") ->
     Raises
     ------
     FormatError
-        If the file cannot be read.
+        If the file cannot be read, or has too many lines, or too many that are no records.
     """
     try:
         if file.error is not None:
             raise OSError(file.error)
         with source.open(file.path) as stream:
+            bound, faults = Bound(source.uri, options.limits.max_records), 0
             for at, count, line in _lines(stream):
-                if len(entries.made) >= options.limits.max_records:
-                    raise FormatError(
-                        f"{source.uri}: more than {options.limits.max_records:,} records; raise limits.max_records."
-                    )
                 _enter(entries, file, (at, count), line, options)
+                faults += entries.made[-1].error is not None
+                bound(len(entries.made) - faults, faults, NO_VECTOR)
     except OSError as fault:
         raise FormatError(f"{source.uri}: {file.path} cannot be read ({fault.strerror or fault}).") from fault
 
@@ -122,7 +123,7 @@ def _enter(entries: Entries, file: File, where: tuple[int, int], line: bytes, op
         if found is None:
             raise ValueError(f"no list called {options.column or ', '.join(VECTORS[:4])}")
     except ValueError as fault:
-        entries.add(unnamed, 0, error=f"line {count + 1:,} is no JSON object with a vector ({fault}); mend the file")
+        entries.add(unnamed, 0, error=f"line {count + 1:,} {NO_VECTOR} ({fault}); mend the file")
         return
     texts = {name: text for name, one in record.items() if (text := _scalar(one)) is not None}
     label = _first(texts, LABELS)

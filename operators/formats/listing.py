@@ -5,6 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import overload
 
+from operators.errors import FormatError
+
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".pgm", ".ppm"})
 """What an image file may be called."""
 
@@ -40,6 +42,39 @@ class Listing:
     """Things that are no records, counted by kind (`.txt`, `linked folder`): reported, never read."""
     notes: Sequence[str] = field(default_factory=list)
     """What the user should know of how the set was read, one sentence each."""
+
+
+MOST_FAULTS = 2**20
+"""So many records of a set may be unreadable, and beyond that as many as can be read. A record that is none takes a few
+bytes in a file and hundreds in memory: files of nothing else must not be listed to their end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """Stops the listing of a set while its files are looked through."""
+
+    place: str
+    """The set, for the error."""
+    limit: int
+    """Records that it may have (`limits.max_records`)."""
+    before: int = 0
+    """Records of files that are listed already."""
+
+    def __call__(self, images: int, faults: int, reason: str = "") -> None:
+        """Go on with so many records found, the last of the unreadable ones for a `reason`.
+
+        Raises
+        ------
+        FormatError
+            If they are too many, or too many of them cannot be read.
+        """
+        if self.before + images + faults > self.limit:
+            raise FormatError(f"{self.place}: more than {self.limit:,} records; raise limits.max_records of the set.")
+        if faults > MOST_FAULTS + images:
+            raise FormatError(
+                f"{self.place}: {faults:,} records cannot be read and {images:,} can ({reason}). It is damaged or no "
+                f"set of images: get it again, or correct the set's `uri`."
+            )
 
 
 def ending(path: str) -> str:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from operators.errors import FormatError
 from operators.formats.blocks import as_arrow, begin, numbers
 from operators.formats.btree import MAGIC, Damaged, Tree, Value, open_tree
-from operators.formats.listing import Listing
+from operators.formats.listing import Bound, Listing
 from operators.formats.lmdbscan import HEAD, TAIL, Found, scan
 from operators.formats.members import located, located_near, stored
 from operators.formats.naming import written
@@ -112,7 +112,8 @@ def listing(source: Source, options: "SetConfig") -> Listing:
         try:
             with source.open(file.path) as stream:
                 tree = open_tree(stream, f"{source.uri}: {file.path}")
-                notes += _enter(entries, unlisted, tree, file.path, prefix if len(chosen) > 1 else "")
+                bound = Bound(source.uri, options.limits.max_records, len(entries))
+                notes += _enter(entries, unlisted, tree, file.path, prefix if len(chosen) > 1 else "", bound)
         except OSError as error:
             raise FormatError(f"{source.uri}: {file.path} cannot be read ({error.strerror or error}).") from error
     entries.settle()
@@ -124,9 +125,9 @@ def listing(source: Source, options: "SetConfig") -> Listing:
     return Listing(entries=entries, unlisted=dict(sorted(unlisted.items())), notes=notes)
 
 
-def _enter(entries: Spans, unlisted: Counter[str], tree: Tree, path: str, prefix: str) -> Iterator[str]:
+def _enter(entries: Spans, unlisted: Counter[str], tree: Tree, path: str, prefix: str, bound: Bound) -> Iterator[str]:
     """Make the entries of one file; what does not fit what it announces."""
-    found = scan(tree)
+    found = scan(tree, bound)
     usual_N = _usual(entries, found, path, prefix)
     if not usual_N.all():
         rest = zip(found.keys.filter(as_arrow(~usual_N)).to_pylist(), np.flatnonzero(~usual_N).tolist(), strict=True)

@@ -9,9 +9,13 @@ from numpy.typing import NDArray
 
 from operators.formats.blocks import as_arrow, gather, numbers, pieces_of
 from operators.formats.btree import BIG, NODE, OVERFLOW, PAGE, SEVERAL, SUB, Damaged, Tree, Value, leaves, values
+from operators.formats.listing import Bound
 
 HEAD, TAIL = 16, 9
 """Bytes of a value that are looked at: its first, and its last, which hold a number in msgpack."""
+NO_RECORDS = 1024
+"""Values that are none, such as `__len__`, are told from others later: so many are allowed for in the count."""
+DAMAGED = "pages or values are not where they should be"
 
 
 @dataclass(slots=True)
@@ -28,16 +32,29 @@ class Found:
     others: list[Value]
 
 
-def scan(tree: Tree) -> Found:
-    """All values of a database."""
+def scan(tree: Tree, bound: Bound) -> Found:
+    """All values of a database.
+
+    Raises
+    ------
+    FormatError
+        If `bound` does not allow so many.
+    """
     keys, columns, others = [], [np.zeros((3, 0), np.int64)], []
+    usual = faulty = 0
     for numbers_P, pages_PB, faults in leaves(tree):
         others += faults
+        faulty += len(faults)
         own, found, left = _usual(tree, numbers_P, pages_PB)
         keys.append(own)
         columns.append(found)
+        usual += len(own)
         for number in left:
-            others += _one_by_one(tree, number)
+            some = list(_one_by_one(tree, number))
+            others += some
+            faulty += sum(one.fault is not None for one in some)
+            bound(max(usual + len(others) - faulty - NO_RECORDS, 0), faulty, DAMAGED)
+        bound(max(usual + len(others) - faulty - NO_RECORDS, 0), faulty, DAMAGED)
     starts_N, sizes_N, big_N = np.concatenate(columns, axis=1)
     every = pa.chunked_array(keys, pa.large_binary()).combine_chunks()
     if (starts_N[1:] < starts_N[:-1]).any():

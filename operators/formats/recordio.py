@@ -21,7 +21,7 @@ from operators.errors import FormatError
 from operators.formats.blocks import as_arrow, pieces_of
 from operators.formats.dmlc import MAGIC, ONE, WORDS, Parts, image_in, record_at, words
 from operators.formats.indexes import Names, Offsets, label_of, lines, names, offsets
-from operators.formats.listing import Listing
+from operators.formats.listing import Bound, Listing
 from operators.formats.members import WHOLE, located, located_near
 from operators.formats.naming import written
 from operators.formats.reading import window
@@ -64,7 +64,8 @@ def listing(source: Source, options: "SetConfig") -> Listing:
     for path in chosen:
         sides = {kind: _side(source, files, path, kind) for kind in (".idx", ".lst", "list.txt", "property")}
         used.update(one for one in sides.values() if one is not None)
-        found = _found(source, files[path], sides, entries.wants)
+        bound = Bound(source.uri, options.limits.max_records, len(entries))
+        found = _found(source, files[path], sides, entries.wants, bound)
         ranges += found.ranges
         prefix = path.removesuffix(".rec") + "/" if len(chosen) > 1 else ""
         _enter(entries, found, path, prefix, _named(source, sides))
@@ -90,7 +91,7 @@ def _side(source: Source, files: dict[str, File], path: str, kind: str) -> str |
     return None
 
 
-def _found(source: Source, file: File, sides: dict[str, str | None], several: bool) -> Found:
+def _found(source: Source, file: File, sides: dict[str, str | None], several: bool, bound: Bound) -> Found:
     if file.error is not None:
         found = Found()
         found.faults.append((None, 0, file.error))
@@ -98,7 +99,7 @@ def _found(source: Source, file: File, sides: dict[str, str | None], several: bo
     index = offsets(source, sides[".idx"]) if sides[".idx"] is not None else Offsets()
     try:
         with source.open(file.path) as stream:
-            return scan(stream, file.size, index, several)
+            return scan(stream, file.size, index, several, bound)
     except OSError as error:
         raise FormatError(f"{source.uri}: {file.path} cannot be read ({error.strerror or error}).") from error
 

@@ -8,10 +8,13 @@ from numpy.typing import NDArray
 
 from operators.formats.dmlc import HEADER, WORDS, Damaged, Record, followed, heads_at, next_record, plain, record_at
 from operators.formats.indexes import Offsets
+from operators.formats.listing import Bound
 from operators.formats.spans import NOWHERE
 
 FEWEST, MOST = 64, 65_536
 """Records looked at in one go: few behind a damaged one, more as long as all goes well."""
+
+LOST = "the index names records where none begin"
 
 
 @dataclass(slots=True)
@@ -27,6 +30,7 @@ class Found:
     """All labels of records that have several, by their number, where attributes are asked for."""
     faults: list[tuple[int | None, int, str]] = field(default_factory=list)
     """Number, offset and reason of what cannot be read."""
+    images: int = 0
     ranges: int = 0
     """Records without an image: InsightFace's header and identities."""
     first_identity: int | None = None
@@ -41,8 +45,14 @@ class Found:
         return np.concatenate(self.values) if self.values else np.zeros(0)
 
 
-def scan(file: BufferedIOBase, end: int, index: Offsets, several: bool) -> Found:
-    """All records from the beginning of a file to its end; what is damaged is stepped over to the next record."""
+def scan(file: BufferedIOBase, end: int, index: Offsets, several: bool, bound: Bound) -> Found:
+    """All records from the beginning of a file to its end; what is damaged is stepped over to the next record.
+
+    Raises
+    ------
+    FormatError
+        If `bound` does not allow so many.
+    """
     found, at, known, count, step = Found(), 0, 0, 0, FEWEST
     unmet: list[int] = []
     while at < end:
@@ -50,6 +60,7 @@ def scan(file: BufferedIOBase, end: int, index: Offsets, several: bool) -> Found
             unmet.append(known)
             known += 1
         here = known < len(index.starts) and index.starts[known] == at
+        bound(found.images, len(found.faults), found.faults[-1][2] if found.faults else "")
         if not several and (here or not len(index.starts)):
             stretch = _stretch(found, file, end, (at, known, count), index, step)
             step = min(step * 8, MOST) if stretch[1] == step else FEWEST
@@ -72,6 +83,7 @@ def scan(file: BufferedIOBase, end: int, index: Offsets, several: bool) -> Found
         if found.first_identity is None or number < found.first_identity:
             where = int(index.starts[one])
             found.faults.append((number, where, f"the index names this record at byte {where:,}, where none begins"))
+            bound(found.images, len(found.faults), LOST)
     return found
 
 
@@ -102,6 +114,7 @@ def _stretch(
     found.ranges += int((~images_N).sum())
     columns = np.stack([numbers_N, starts_N, WORDS.size + words_N, sizes_N, starts_N + WORDS.size + words_N - sizes_N])
     found.columns.append(columns[:, images_N])
+    found.images += int(images_N.sum())
     found.values.append(labels_N[images_N])
     last = int(starts_N[-1] + WORDS.size + words_N[-1])
     return last + int(-words_N[-1] % 4), met
@@ -123,5 +136,6 @@ def _keep(found: Found, at: int, number: int, record: Record, several: bool) -> 
     start = at + span - record.size if len(record.parts) == 1 else NOWHERE
     found.columns.append(np.array([[number], [at], [span], [record.size], [start]], np.int64))
     found.values.append(np.array([record.labels[0]]))
+    found.images += 1
     if several:
         found.more[number] = record.labels

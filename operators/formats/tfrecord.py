@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from operators.errors import FormatError
 from operators.formats.blocks import pieces_of
 from operators.formats.indexes import shard_index
-from operators.formats.listing import Listing
+from operators.formats.listing import Bound, Listing
 from operators.formats.members import WHOLE, located_near
 from operators.formats.naming import unique, written
 from operators.formats.rasters import axes, netpbm
@@ -70,7 +70,7 @@ def listing(source: Source, options: "SetConfig") -> Listing:
         raise FormatError(f"{source.uri}: no TFRecord file here. Correct the set's `uri`.")
     index, read = shard_index(source, files)
     entries = Spans(source.uri, options)
-    found = Found(options.column, entries.wants)
+    found = Found(options.column, entries.wants, Bound(source.uri, options.limits.max_records))
     for file in chosen:
         scan(source, file, found, index)
     if found.faults and not found.some and found.seen:

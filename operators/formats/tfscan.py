@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from operators.errors import FormatError
 from operators.formats.blocks import as_arrow, begin, filled
 from operators.formats.indexes import ShardIndex, label_of
+from operators.formats.listing import Bound
 from operators.formats.naming import written
 from operators.formats.rasters import MAX_BYTES, SIGNATURES, axes, netpbm_size
 from operators.formats.spans import NOWHERE, Ranges
@@ -65,6 +66,8 @@ class Found:
     column: str | None
     several: bool
     """Whether attributes are asked for."""
+    bound: Bound
+    images: int = 0
     some: list[Some] = field(default_factory=list)
     faults: list[tuple[str, str]] = field(default_factory=list)
     seen: set[str] = field(default_factory=set)
@@ -92,6 +95,7 @@ def scan(source: Source, file: File, found: Found, index: ShardIndex) -> None:
                     start, length = frame_of(pieces.take(at, FRAME.size), at, file.size)
                     after, met, left = start + length + TAIL.size, 1, [(at, length, count)]
                 at, count = after, count + met
+                found.bound(found.images, len(found.faults))
                 for begin, length, number in left:
                     known = index.get((file.path, begin), (None, None))
                     try:
@@ -99,6 +103,7 @@ def scan(source: Source, file: File, found: Found, index: ShardIndex) -> None:
                         _keep(found, odd, (begin, length, number), pieces, example, known)
                     except Damaged as fault:
                         found.faults.append((known[0] or f"{stem}-{number:08d}", str(fault)))
+                        found.bound(found.images, len(found.faults), str(fault))
     except OSError as fault:
         rest = "" if file.error else f"; the {file.size - at:,} bytes from here on are lost: get the file again"
         found.faults.append((f"{stem}-{count:08d}", f"{fault}{rest}"))
@@ -155,6 +160,7 @@ def _usual(
             Some(ranges, names.filter(mask), labels.filter(mask), _numbered(stem, numbers_N).filter(mask))
         )
         left_N[group.rows[rows]] = False
+        found.images += len(begins_N[rows])
     others = np.flatnonzero(left_N)
     left = zip((at + starts_N[others]).tolist(), lengths_N[others].tolist(), (count + others).tolist(), strict=True)
     return at + after, len(starts_N), list(left)
@@ -200,6 +206,7 @@ def _keep(
         odd.columns.append((begin, length, start, size, number))
     else:
         odd.columns.append((begin, length, NOWHERE, netpbm_size(shape, axes(shape) or "HW"), number))
+    found.images += 1
     odd.labels.append(known[1] or _first(pieces, example, LABELS))
     odd.names.append(known[0] or _first(pieces, example, FILES))
     if found.several:

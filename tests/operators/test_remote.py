@@ -2,10 +2,12 @@ import importlib.util
 import io
 import json
 import logging
+import pickle
 import re
 import socket
 import sys
 import zipfile
+from base64 import b64decode
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -316,14 +318,23 @@ def test_no_network_is_said(store: Any, monkeypatch: pytest.MonkeyPatch) -> None
         assert re.search("no connection.*NETWORK_CONNECTION", refused(lambda: found(source("/a"))))
 
 
-@pytest.mark.parametrize("scheme", ["s3", "gs", "http", "https"])
+@pytest.mark.parametrize("scheme", ["s3", "gs"])
 def test_addresses_with_credentials_are_refused_and_not_repeated(scheme: str) -> None:
-    text = refused(lambda: open_source(f"{scheme}://AKIA:{tools.SECRET}@place/set"))
-    assert "must not hold a name and a password" in text
+    for wrong in (f"AKIA:{tools.SECRET}@place/set", f"place/set.zip?x=1&X-Amz-Signature={tools.SECRET}"):
+        text = refused(lambda wrong=wrong: open_source(f"{scheme}://{wrong}"))
+        assert "must not hold a name, a password or a signature" in text
 
 
-def test_addresses_that_may_hold_secrets_or_name_nothing_are_refused() -> None:
-    assert "may be a secret" in refused(lambda: open_source(f"https://place/set.zip?signature={tools.SECRET}"))
+def test_addresses_that_cannot_be_read_as_meant_or_name_nothing_are_refused() -> None:
+    for wrong, said in (
+        (f"place/x.zip#{tools.SECRET}", "%23"),
+        (f"me:a/{tools.SECRET}@place/x", "%2F"),
+        (f"me:?{tools.SECRET}@place/x", "%3F"),
+        (f"me:{tools.SECRET}@/x", "names no bucket or host"),
+    ):
+        assert said in refused(lambda wrong=wrong: open_source(f"https://{wrong}"))
+    for stored in ("https://place/x.zip?…", "https://…@place/x.zip"):
+        assert "Give the whole address" in refused(lambda stored=stored: open_source(stored))
     for uri in ("s3://", "s3:///key", "s3://b/\x00"):
         assert "names no bucket" in refused(lambda uri=uri: open_source(uri))
 
@@ -369,6 +380,7 @@ class Pages(BaseHTTPRequestHandler):
     files: dict[str, bytes]
     faults: list[Any]
     asked: list[str]
+    logins: list[str | None]
     etags = True
 
     def log_message(self, *args: Any) -> None:
@@ -378,6 +390,7 @@ class Pages(BaseHTTPRequestHandler):
         self.asked.append(self.headers["Range"])
         fault = self.faults.pop(0) if self.faults else None
         data = self.files.get(self.path)
+        self.logins.append(self.headers["Authorization"])
         if self.path.startswith("/moved/"):
             return self.answer(302, b"", Location=self.path.removeprefix("/moved"))
         if self.path.startswith("/away/"):
@@ -409,7 +422,7 @@ class Pages(BaseHTTPRequestHandler):
 def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setattr(remote_faults, "PAUSE_S", 0.01)
     Pages.files = {"/s/big.rec": BIG, "/s/t-0.tar": b"zero", "/s/t-1.tar": b"one", "/s/none": b""}
-    Pages.faults, Pages.asked, Pages.etags = [], [], True
+    Pages.faults, Pages.asked, Pages.logins, Pages.etags = [], [], [], True
     with tools.served(ThreadingHTTPServer(("127.0.0.1", 0), Pages)) as server:
         yield f"http://127.0.0.1:{server.server_address[1]}"
 
@@ -425,6 +438,33 @@ def test_a_file_of_a_web_server_is_read_by_ranges(web: str) -> None:
     assert len(Pages.asked) <= 9
     assert open_source(f"{web}/s/none").open("none").read() == b""
     assert open_source(f"{web}/moved/s/t-1.tar").open("t-1.tar").read() == b"one"
+
+
+def test_a_signed_address_is_read_whole_and_shown_cut(web: str) -> None:
+    sign = f"X-Amz-Credential=a%2Fb/c&X-Amz-Signature={tools.SECRET}"
+    Pages.files = {f"/s/t-{at}.tar?{sign}": data for at, data in enumerate((b"zero", b"one"))}
+    two = RemoteSource(f"{web}/s/t-{{0..1}}.tar?{sign}")
+    assert two.uri == f"{web}/s/t-{{0..1}}.tar?…"
+    assert found(two) == {"t-0.tar": 4, "t-1.tar": 3} and two.open("t-1.tar").read() == b"one"
+    again = pickle.loads(pickle.dumps(two))
+    assert again.uri == two.uri and again.open("t-0.tar").read() == b"zero"
+    one = RemoteSource(f"{web}/s/t-0.tar?{sign}")
+    assert (one.single, found(one)) == ("t-0.tar", {"t-0.tar": 4})
+    Pages.faults = [403] * 2
+    assert "sign the address again" in refused(lambda: RemoteSource(f"{web}/s/t-0.tar?{sign}").open("t-0.tar"))
+    Pages.faults = [503] * 50
+    assert "503" in refused(lambda: RemoteSource(f"{web}/s/t-0.tar?{sign}").open("t-0.tar"))
+
+
+def test_a_name_and_a_password_go_to_their_own_server_only(web: str) -> None:
+    with_login = web.replace("://", f"://m%40e:{tools.SECRET}%3F@")
+    one = RemoteSource(f"{with_login}/s/t-1.tar")
+    assert one.uri == web.replace("://", "://…@") + "/s/t-1.tar"
+    assert one.open("t-1.tar").read() == b"one"
+    assert {b64decode(login.removeprefix("Basic ")) for login in Pages.logins} == {f"m@e:{tools.SECRET}?".encode()}
+    Pages.logins.clear()
+    assert RemoteSource(f"{with_login}/moved/s/t-1.tar").open("t-1.tar").read() == b"one"
+    assert None in Pages.logins  # where it was sent to is asked without
 
 
 def test_patterns_name_files_of_a_web_server(web: str) -> None:

@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -24,6 +25,7 @@ from operators.vectors import normalise
 from pipeline.assess import assess, assess_key
 from pipeline.calibrate import set_columns
 from pipeline.clean import CleanConfig, clean, reaudit
+from pipeline.clean_images import Images, by_image, near_images
 from pipeline.clean_names import Names, class_numbers
 from pipeline.clean_policy import Links, Near, Release, Step, removal
 from pipeline.clean_record import clean_lines, cleaned
@@ -99,6 +101,36 @@ def test_cluster_without_a_search_within_the_release_has_no_near_copies() -> Non
     assert removal(release, links, None, "cluster", "keep").step_N.tolist() == [Step.LINK, Step.CLUSTER, Step.KEPT]
 
 
+def test_an_image_goes_if_any_of_its_faces_does() -> None:
+    """Of images with one to three faces, against plain sets and loops over faces."""
+    rng = np.random.default_rng(11)
+    for _ in range(150):
+        counts = rng.integers(1, 4, int(rng.integers(1, 12)))
+        image_N = np.repeat(np.arange(len(counts)), counts)
+        face_N = np.concatenate([np.arange(1, count + 1) for count in counts])
+        edges = [(int(rng.integers(len(image_N))), int(rng.integers(5))) for _ in range(int(rng.integers(0, 14)))]
+        edges = list(dict.fromkeys(edges))
+        persons = rng.random(5) < 0.5
+        chosen = np.array([persons[person] for _, person in edges], bool)
+        pairs = np.array(edges, np.int64).reshape(-1, 2)
+        close = rng.integers(0, len(image_N), (int(rng.integers(0, 6)), 2))
+        images = Images(pa.table({"key": image_N[face_N == 1]}), pa.chunked_array([image_N]), image_N, face_N)
+        found = pa.table({"release_row": pairs[:, 0], "person": pairs[:, 1]})
+        leading = by_image(images, found, chosen)
+        told = [(image_N[face], person, face_N[face], one) for (face, person), one in zip(edges, chosen, strict=True)]
+        first = {}  # the strongest link of an image and a person
+        for image, person, face, one in told:
+            first.setdefault((image, person), (face, one))
+        columns = [leading.found[name].to_pylist() for name in ("release_row", "person", "face")]
+        assert [*zip(*columns, leading.selected_L, strict=True)] == [(*pair, *own) for pair, own in first.items()]
+        leads = {face for (face, _), one in zip(edges, chosen, strict=True) if one}
+        assert leading.faces_N.tolist() == [sum(image_N[face] == at for face in leads) for at in range(len(counts))]
+        near = near_images(images, Near(close[:, 0], close[:, 1]))
+        assert [*zip(near.left_P, near.right_P, strict=True)] == [
+            (image_N[a], image_N[b]) for a, b in close if image_N[a] != image_N[b]
+        ]
+
+
 # ---- a finished audit by hand: files that are no images, embeddings that nobody computed, no Ray
 
 FILES = {
@@ -113,6 +145,10 @@ KEYS = {role: sorted(own) for role, own in FILES.items()}
 UNSEEN = "ann/3.jpg"
 PAIRS = [("ann/1.jpg", "p0/0.jpg", 0.95), ("bob/1.a.jpg", "p0/0.jpg", 0.9), ("ann/2.jpg", "p1/1.jpg", 0.8)]
 BEST = [*PAIRS, ("dee/NA.jpg", "p3/3.jpg", 0.4)]
+FACES_OF = {"ann/1.jpg": 2, "bob/1.b.jpg": 3}
+"""With `faces.several=all`."""
+OF_FACES = [("ann/1.jpg", "p0/0.jpg", 0.95), ("bob/1.b.jpg#3", "p0/0.jpg", 0.92), ("bob/1.b.jpg#2", "p1/1.jpg", 0.9)]
+OF_FACES += [("ann/1.jpg#2", "p0/0.jpg", 0.85)]
 Q = {"p0": 0.01, "p1": 0.2, "p3": 0.04}
 
 
@@ -121,7 +157,9 @@ def identity_of(key: str) -> str | None:
 
 
 def audit_by_hand(folder: Path, root: Path, *, claim: bool | None, overrides: tuple[str, ...] = ()) -> Run:
-    """A finished audit: candidates as in PAIRS; with a `claim` people p0, p1 and p3 with the q-values of Q."""
+    """A finished audit: candidates as in PAIRS, or OF_FACES with `faces.several=all`; with a `claim` people p0, p1 and
+    p3 with the q-values of Q.
+    """
     for role, files in FILES.items():
         for key, data in files.items():
             path = folder / role / key
@@ -152,7 +190,13 @@ def audit_by_hand(folder: Path, root: Path, *, claim: bool | None, overrides: tu
 
 def embed_by_hand(run: Run, unit: dict, rng: np.random.Generator) -> None:
     rows = []
-    for member in unit["members"]:
+    several = FACES_OF if run.config.faces.several == "all" else {}
+    members = [
+        member | {"key": f"{member['key']}#{face}" if face > 1 else member["key"]}
+        for member in unit["members"]
+        for face in range(1, several.get(member["key"], 1) + 1)
+    ]
+    for member in members:
         status = "no_face" if member["key"] == UNSEEN else "ok"
         vector = normalise(rng.standard_normal((1, 128)))[0][0] if status == "ok" else None
         rows.append(
@@ -160,6 +204,7 @@ def embed_by_hand(run: Run, unit: dict, rng: np.random.Generator) -> None:
         )
     contract = embeddings(128)
     facts = {"status": {"ok": sum(row["status"] == "ok" for row in rows)}, "device": "test"}
+    facts["faces"] = {str(at): several[one["key"]] for at, one in enumerate(unit["members"]) if one["key"] in several}
     unit_store(run).commit(unit["unit"], contract.from_rows(rows), contract=contract.contract, key="-", facts=facts)
 
 
@@ -168,7 +213,7 @@ def assess_by_hand(run: Run, claim: bool | None) -> None:
     rows = [
         {"rank": rank, "arm": "training", "release_key": left, "release_identity": identity_of(left),
          "gallery_key": right, "gallery_identity": identity_of(right), "cosine": cosine, "same_bytes": False}
-        for rank, (left, right, cosine) in enumerate(PAIRS, 1)
+        for rank, (left, right, cosine) in enumerate(OF_FACES if run.config.faces.several == "all" else PAIRS, 1)
     ]  # fmt: skip
     candidates = CANDIDATES.from_rows(rows)
     run.save("assess", "candidates", CANDIDATES, candidates, key=key)
@@ -284,6 +329,33 @@ def test_removed_images_come_with_finding_cosine_q_and_tier(controlled: Run, tmp
         ("dee/NA.jpg", "2", "0.4", "0.04", "look-alike", ""),
     ]
     assert [row["why"] for row in rows if not row["because_of"]] == ["close to a training person of a finding"] * 3
+
+
+def test_an_audit_of_faces_takes_out_images_and_says_how_many_faces_led_to_it(root: Path, tmp_path: Path) -> None:
+    run = audit_by_hand(tmp_path, root, claim=None, overrides=("faces.several=all",))
+    record = done(run, tmp_path / "out", findings="candidates", write="folder")
+    gone = {"ann/1.jpg", "bob/1.b.jpg"}
+    stays = pq.read_table(tmp_path / "out/manifest.parquet").to_pylist()
+    assert [row["key"] for row in stays] == KEYS["release"]
+    assert kept(tmp_path / "out") == set(KEYS["release"]) - gone
+    assert (record["before"]["images"], record["before"]["audited"], record["after"]["images"]) == (8, 7, 6)
+    assert (record["removed"]["images"], record["removed"]["faces"], record["removed"]["training_persons"]) == (2, 4, 2)
+    assert ("", "4 faces in these images led to it") in clean_lines(record)
+    with (tmp_path / "out/removed.csv").open(newline="") as file:
+        rows = [(row["path"], row["faces"], row["face"], row["cosine"]) for row in csv.DictReader(file)]
+    assert rows == [("ann/1.jpg", "2", "1", "0.95"), ("bob/1.b.jpg", "2", "3", "0.92")]
+    written = {str(path.relative_to(tmp_path / "out/release")) for path in (tmp_path / "out/release").rglob("*.*")}
+    assert record["written"]["images"] == 6 and len(written) == 6 and not written & gone
+    options = SetConfig(uri=str(tmp_path / "release"), list_file=str(tmp_path / "out/manifest.csv"))
+    assert {entry.key for entry in listed(options)[1].entries} == set(KEYS["release"]) - gone
+    record = done(run, tmp_path / "by identity", findings="candidates", policy="identity", unaudited="remove")
+    assert kept(tmp_path / "by identity") == {'=cmd,"x".jpg', "dee/NA.jpg"}
+    assert record["removed"]["faces"] == 4
+
+
+def test_an_audit_of_single_faces_speaks_of_no_faces(plain: Run, tmp_path: Path) -> None:
+    record = done(plain, tmp_path, findings="candidates")
+    assert "faces" not in record["removed"] and not [text for _, text in clean_lines(record) if "face" in text]
 
 
 def test_spreadsheets_get_no_formula_and_machines_the_names_as_they_are(plain: Run, tmp_path: Path) -> None:

@@ -17,13 +17,12 @@ import pytest
 from cluster.faults import IncompleteTable
 from cluster.storage import Store
 from operators.encoder import Encoder
-from operators.errors import ConfigError
 from operators.faces import FacePreparation
 from operators.records import embeddings, unnest
 from operators.tables import CANDIDATES, UNITS
 from pipeline.assess import assess
 from pipeline.calibrate import set_columns
-from pipeline.clean import clean
+from pipeline.clean import CleanConfig, clean
 from pipeline.config import AuditConfig, load
 from pipeline.embed import embed, unit_store
 from pipeline.face_units import face_numbers, face_units, seen
@@ -39,6 +38,7 @@ from seeds.demo.generator import Generator
 
 PEOPLE = 16
 BYSTANDER = "p00/photo.png#2"
+TWO = ["s/two.png", "s/two.png#2"]
 
 
 @pytest.fixture(scope="module")
@@ -212,9 +212,27 @@ def test_with_the_largest_only_the_others_are_counted(audited: AuditConfig, tmp_
     assert told["control"] == {"audited": 8, "images": 8, "passed_over": 4, "images_with_passed_over": 4}
 
 
-def test_cleaning_needs_one_face_for_each_image(audited: AuditConfig) -> None:
-    with Run(audited) as run, pytest.raises(ConfigError, match=r"clean removes whole images.*faces\.several=largest"):
-        clean(run)
+def test_what_stays_after_cleaning_is_audited_with_all_its_faces(audited: AuditConfig, tmp_path: Path) -> None:
+    """The new unit is what `unveil run` with the manifest would embed: the rows of the audit, and their number."""
+    with Run(audited) as run:
+        clean(run, CleanConfig(findings="candidates", out=str(tmp_path / "clean")))
+        before = set_columns(run, "release", ("key", "vector"))
+    record = json.loads((tmp_path / "clean/clean.json").read_bytes())
+    assert (record["removed"]["images"], record["removed"]["faces"], record["after"]["images"]) == (1, 1, 1)
+    sets = replace(audited.sets, release=replace(audited.sets.release, list_file=str(tmp_path / "clean/manifest.csv")))
+    config = replace(audited, out=str(tmp_path / "again"), store=str(Path(audited.out) / "store"), sets=sets)
+    with Run(config) as again:
+        scan(again)
+        embed(again)
+        assert again.ledger.record["stages"]["embed"]["embedded_now"] == 0
+        after = set_columns(again, "release", ("key", "vector"))
+        assert face_numbers(again, "release").tolist() == [1, 2]
+        assert [member["key"] for member in face_units(again, "release")["members"][0].as_py()] == TWO
+    assert after["key"].to_pylist() == TWO
+    assert after.equals(before.filter(pc.is_in(before["key"], pa.array(TWO))))
+    again_of = json.loads((tmp_path / "clean/audit/summary.json").read_bytes())
+    assert again_of["arms"]["training"]["comparisons"] == 2 * 14
+    assert again_of["sets"]["release"]["images"] == 1 and again_of["sets"]["release"]["faces"]["audited"] == 2
 
 
 def test_models_that_have_other_faces_of_an_image_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -157,6 +157,7 @@ def test_relative_paths_mean_nothing_on_another_machine_unless_told(tmp_path: Pa
         "https://h/a?Key-Pair-Id=K",
         "https://h/a?Expires=1&Signature=secret",
         "https://h/a?private_token=secret",
+        "https://h/a?code=secret",
     ],
 )
 def test_addresses_that_hold_a_credential_are_not_sent(tmp_path: Path, uri: str) -> None:

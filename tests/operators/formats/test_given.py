@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from operators.errors import FormatError
-from operators.formats import SetConfig, given, recognised
+from operators.formats import SetConfig, SourceLimits, given, recognised
+from operators.formats.indexes import Entries
 from operators.formats.listing import Listing
 from operators.sources import LocalSource
 
@@ -114,6 +115,21 @@ WRITERS = [
     *(npy, npy_csv, npy_json, npy_npy, npz, npz_deflated, parquet_lists, parquet_fixed, arrow_lists, arrow_packed),
     *(json_lines, hdf5, hdf5_packed, hdf5_of_single_records),
 ]
+
+
+def test_lines_that_are_no_records_are_not_read_to_their_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    vector = '{"embedding": [1.0, 2.0]}\n'
+    (tmp_path / "e.jsonl").write_text(vector * 3 + "x\n" * 5000)
+    entries: list[Any] = []
+    monkeypatch.setattr(
+        "operators.formats.given.Entries", lambda options: entries.append(Entries(options)) or entries[-1]
+    )
+    with pytest.raises(FormatError, match=r"more than 500 records; raise limits\.max_records"):
+        listed(tmp_path, limits=SourceLimits(max_records=500))
+    monkeypatch.setattr("operators.formats.listing.MOST_FAULTS", 1000)
+    with pytest.raises(FormatError, match=r"1,004 records cannot be read and 3 can \(is no JSON object"):
+        listed(tmp_path)
+    assert [len(one.made) for one in entries] == [501, 1007]
 
 
 def listed(uri: Path, **options: Any) -> Listing:

@@ -11,10 +11,12 @@ from typing import Any
 import lmdb
 import msgpack
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from operators.errors import FormatError
 from operators.formats import SetConfig, SourceLimits, lmdbs
+from operators.formats.btree import Value
 from operators.formats.listing import Entry, Listing
 from operators.sources import LocalSource
 
@@ -198,6 +200,25 @@ def test_limits_and_names(tmp_path: Path) -> None:
     errors = {entry.key: str(entry.error) for entry in found.entries}
     assert "leads out" in errors["../1.jpg"]
     assert "max_member_bytes" in errors["2.jpg"]
+
+
+def test_a_database_of_too_many_values_is_not_looked_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While it is scanned, before any value is looked at: plain values, and values that are damaged."""
+    path = tmp_path / "x.lmdb"
+    put(path, {b"%06d" % at: JPEG for at in range(3000)})
+    looked: list[int] = []
+    monkeypatch.setattr(lmdbs, "_usual", lambda *given: looked.append(1))
+    with pytest.raises(FormatError, match=r"more than 100 records; raise limits\.max_records"):
+        listed(path, limits=SourceLimits(max_records=100))
+    monkeypatch.setattr("operators.formats.listing.MOST_FAULTS", 10)
+    monkeypatch.setattr("operators.formats.lmdbscan._usual", lambda tree, numbers, pages: (
+        pa.array([], pa.large_binary()), np.zeros((3, 0), np.int64), numbers.tolist()))  # fmt: skip
+    monkeypatch.setattr(
+        "operators.formats.lmdbscan._one_by_one", lambda tree, number: iter([Value(b"k", fault="damaged")])
+    )
+    with pytest.raises(FormatError, match="11 records cannot be read and 0 can"):
+        listed(path)
+    assert not looked
 
 
 @pytest.mark.parametrize(

@@ -6,17 +6,19 @@ import math
 import random
 import struct
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from operators.errors import FormatError
-from operators.formats import SetConfig, SourceLimits, dmlc, recordio
-from operators.formats.indexes import offsets
-from operators.formats.listing import Entry, Listing
+from operators.formats import SetConfig, SourceLimits, dmlc, recordio, recordscan
+from operators.formats.indexes import Offsets, offsets
+from operators.formats.listing import Bound, Entry, Listing
 from operators.sources import LocalSource
 
 MAGIC = struct.pack("<I", 0xCED7230A)
@@ -246,6 +248,33 @@ def test_records_too_short_for_an_image_at_the_end_are_rejected_rows(tmp_path: P
     found = listed(tmp_path)
     assert [e.key for e in found.entries if e.error is None] == ["1/0.jpg"] and len(faults(found)) == 3
     assert all("too short" in fault for fault in faults(found).values())
+
+
+@pytest.mark.parametrize("indexed", [False, True])
+def test_a_file_of_nothing_is_not_looked_through_to_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, indexed: bool
+) -> None:
+    """Records too short for an image, and an index of places where none begins: faults are kept up to the limit."""
+    image = record(header(1.0, 0) + JPEG)
+    whole = image * 3 + (b"" if indexed else record(b"") * 20_000)
+    nothing = range(len(image) * 3, len(image) * 3 + 20_000 * 4, 4)
+    starts = np.array([*range(0, len(image) * 3, len(image)), *nothing] if indexed else [], np.int64)
+    index = Offsets(starts=starts, indices=np.arange(len(starts)))
+    for bound, said, kept in (
+        (Bound("set", 500), r"^set: more than 500 records; raise limits\.max_records", 498),
+        (Bound("set", 600, before=100), "more than 600 records", 498),
+        (Bound("set", 10**8), r"1,004 records cannot be read and 3 can \(the", 1004),
+    ):
+        found = recordscan.Found()
+        with monkeypatch.context() as patched, pytest.raises(FormatError, match=said):
+            patched.setattr("operators.formats.listing.MOST_FAULTS", 1000)
+            patched.setattr("operators.formats.recordscan.Found", partial(iter([found]).__next__))
+            recordscan.scan(io.BytesIO(whole), len(whole), index, False, bound)
+        assert (found.images, len(found.faults)) == (3, kept)
+    (tmp_path / "train.rec").write_bytes(image * 3 + record(b"") * 600)
+    assert len(faults(listed(tmp_path, limits=SourceLimits(max_records=603)))) == 600
+    with pytest.raises(FormatError, match="more than 602 records"):
+        listed(tmp_path, limits=SourceLimits(max_records=602))
 
 
 def test_the_next_record_is_found_by_reads_as_small_as_it_is_near() -> None:

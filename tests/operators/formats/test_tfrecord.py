@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from operators.errors import FormatError
-from operators.formats import SetConfig, SourceLimits, tfrecord
-from operators.formats.listing import Entry, Listing
-from operators.sources import LocalSource
+from operators.formats import SetConfig, SourceLimits, tfrecord, tfscan
+from operators.formats.listing import Bound, Entry, Listing
+from operators.sources import File, LocalSource
 
 JPEG = b"\xff\xd8\xff\xe0 an image"
 
@@ -254,6 +254,28 @@ def test_limits_hold_for_sizes_and_fields(tmp_path: Path) -> None:
     assert "limits.max_member_bytes" in found["a-00000000"]
     assert "more than 65,536 fields" in found["a-00000001"]
     assert "a number does not end" in found["a-00000002"]
+
+
+def test_a_file_of_nothing_is_not_looked_through_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """3 MB of empty records, of which one in sixteen bytes is; faults are kept up to the limit and not beyond."""
+    empty, image = framed(b""), framed(example(image=JPEG))
+    (tmp_path / "a.tfrecord").write_bytes(image * 3 + empty * 200_000)
+    found = tfscan.Found(None, False, Bound("set", 500))
+    with pytest.raises(FormatError, match=r"^set: more than 500 records; raise limits\.max_records"):
+        tfscan.scan(LocalSource(str(tmp_path)), File("a.tfrecord", 3_200_000), found, {})
+    assert (found.images, len(found.faults)) == (3, 498)
+    with pytest.raises(FormatError, match="more than 500 records"):
+        listed(tmp_path, limits=SourceLimits(max_records=500))
+    monkeypatch.setattr("operators.formats.listing.MOST_FAULTS", 1000)
+    found = tfscan.Found(None, False, Bound("set", 10**8))
+    with pytest.raises(FormatError, match=r"set: 1,004 records cannot be read and 3 can \(no feature of this record"):
+        tfscan.scan(LocalSource(str(tmp_path)), File("a.tfrecord", 3_200_000), found, {})
+    assert len(found.faults) == 1004
+    (tmp_path / "a.tfrecord").write_bytes(image * 1500 + empty * 2000)
+    listing = listed(tmp_path, limits=SourceLimits(max_records=3500))
+    assert (len(listing.entries), len(faults(listing))) == (3500, 2000)
+    with pytest.raises(FormatError, match="more than 3,499 records"):
+        listed(tmp_path, limits=SourceLimits(max_records=3499))
 
 
 def test_many_records_of_several_layouts_are_those_that_protobuf_wrote(tmp_path: Path) -> None:
