@@ -21,7 +21,8 @@ CREDENTIAL = re.compile(
 PATTERNS = ("s3", "gs")
 """Schemes of addresses in which `?` is a part of a pattern."""
 
-_ADDRESS = re.compile(r"[A-Za-z][\w+.-]*://\S+")
+_ADDRESS = re.compile(r"[A-Za-z][\w+.-]*://")
+_IN_TEXT = re.compile(rf"[A-Za-z][\w+.-]*://[^\s{HIDDEN}]+?(?=[])}}'\",.:;]*(?:[\s{HIDDEN}]|$))")
 _HOST = re.compile(r"(\[[^\]]*\]|[^:]*)(:\d*)?")
 
 
@@ -63,7 +64,19 @@ def hidden(uri: str) -> bool:
 def bare(uri: str) -> str:
     """The address of the file itself, whoever asks for it: without what `public` hides, and its marks."""
     scheme, mark, rest = public(uri).partition("://")
-    return f"{scheme}{mark}{re.sub(f'^{HIDDEN}@|[?#]{HIDDEN}$', '', rest)}"
+    end = f"[?#]{HIDDEN}$" if scheme.lower() in PATTERNS else f"[?#]{HIDDEN}?$"
+    return f"{scheme}{mark}{re.sub(f'^{HIDDEN}@|{end}', '', rest)}"
+
+
+def public_text(text: str) -> str:
+    """`text`, such as what a library says of an error, with `public` for every address in it."""
+    return _IN_TEXT.sub(lambda found: public(found[0]), text)
+
+
+def public_override(text: str) -> str:
+    """`key=value` with `public` for a value that is an address."""
+    key, equals, value = text.partition("=")
+    return public_text(text) if "://" in key else f"{key}{equals}{public_text(public(value.strip()))}"
 
 
 def public_values(values: Any) -> Any:
@@ -72,4 +85,4 @@ def public_values(values: Any) -> Any:
         return {public_values(name): public_values(value) for name, value in values.items()}
     if isinstance(values, list | tuple):
         return type(values)(public_values(value) for value in values)
-    return public(values) if isinstance(values, str) and _ADDRESS.fullmatch(values) else values
+    return public(values) if isinstance(values, str) and _ADDRESS.match(values) else values

@@ -135,7 +135,7 @@ def _index(vectors_GD: NDArray[np.float32]) -> Any:
     return index
 
 
-def _flat(gallery_GD: NDArray[np.float16]) -> Engine:
+def _flat(gallery_GD: NDArray[np.float16], wanted: Wanted) -> Engine:
     from operators.faiss_gpu import faiss_device
     from operators.flat_gpu import FlatDeviceEngine
 
@@ -146,16 +146,17 @@ def _flat(gallery_GD: NDArray[np.float16]) -> Engine:
     return engine
 
 
-def _mixed(gallery_GD: NDArray[np.float16]) -> Engine:
+def _mixed(gallery_GD: NDArray[np.float16], wanted: Wanted) -> Engine:
     from operators.cuda import DeviceEngine, usable_device
     from operators.mixed import MixedEngine
 
     tell("torch", "numba")
     device = usable_device() if _process["gpu"] else None
-    return MixedEngine(gallery_GD) if device is None else DeviceEngine(gallery_GD, device)
+    return MixedEngine(gallery_GD, wanted) if device is None else DeviceEngine(gallery_GD, device)
 
 
-ENGINES: Mapping[str, Callable[[NDArray[np.float16]], Engine]] = {"faiss": _flat, "mixed": _mixed}
+ENGINES: Mapping[str, Callable[[NDArray[np.float16], Wanted], Engine]] = {"faiss": _flat, "mixed": _mixed}
+"""What is wanted lets an engine choose how it works; it proposes whatever it is asked for."""
 
 
 _process: dict[str, Any] = {"threads": None, "gpu": False}
@@ -193,24 +194,24 @@ SMALL = 16_384
 def open_engine(name: str, gallery_GD: NDArray[np.float16], wanted: Wanted) -> Engine:
     """The engine called `name`, or for `auto` the one that a short trial on this worker shows to be faster."""
     if name != "auto":
-        return ENGINES[name](gallery_GD)
+        return ENGINES[name](gallery_GD, wanted)
     if len(gallery_GD) < SMALL:
-        return _chosen("faiss", gallery_GD, f"{len(gallery_GD)} vectors are too few for a trial")
+        return _chosen("faiss", gallery_GD, wanted, f"{len(gallery_GD)} vectors are too few for a trial")
     sample = gallery_GD[:TRIAL_GALLERY]
     seconds = {}
     for candidate, build in ENGINES.items():
-        engine = build(sample)
+        engine = build(sample, wanted)
         engine.propose(sample[:16], wanted)
         start = time.perf_counter()
         engine.propose(sample[:TRIAL_QUERIES], wanted)
         seconds[candidate] = time.perf_counter() - start
     trial = ", ".join(f"{one} {took:.3f} s" for one, took in seconds.items())
     reason = f"fastest of {trial} for {min(TRIAL_QUERIES, len(sample))} x {len(sample)}"
-    return _chosen(min(seconds, key=lambda one: seconds[one]), gallery_GD, reason)
+    return _chosen(min(seconds, key=lambda one: seconds[one]), gallery_GD, wanted, reason)
 
 
-def _chosen(name: str, gallery_GD: NDArray[np.float16], reason: str) -> Engine:
-    engine = ENGINES[name](gallery_GD)
+def _chosen(name: str, gallery_GD: NDArray[np.float16], wanted: Wanted, reason: str) -> Engine:
+    engine = ENGINES[name](gallery_GD, wanted)
     given = engine.about["reason"]
     engine.about["reason"] = reason if given == "given" else f"{reason}; {given}"
     log.info("engine %s: %s", name, engine.about["reason"])

@@ -83,8 +83,12 @@ def seconds_of(speed: Speed, tiles: Sequence[tuple[int, int]], shards: Sequence[
 
 
 def shard_bytes(images: int, width: int) -> int:
-    """Memory of a loaded shard: stored and single-precision vectors, those of the filter, and numbers per row."""
-    return images * (width * (2 + 4 + 2) + 64)
+    """Memory of a shard at most: stored and single-precision vectors, those of the filter, and numbers per row.
+
+    A filter's vectors are single-precision too on some processors; where they are half as long, the stored vectors are
+    there twice while the shard is loaded.
+    """
+    return images * (width * (2 + 4 + 4) + 64)
 
 
 def tile_bytes(queries: int, gallery: int, width: int, wanted: Wanted, threads: int = 1) -> int:
@@ -92,7 +96,8 @@ def tile_bytes(queries: int, gallery: int, width: int, wanted: Wanted, threads: 
     from operators.tilepass import BUDGET, CHUNK, ROOM, TILE
 
     kept = queries * min(wanted.k, gallery) + gallery * min(wanted.columns, queries)
-    held = (min(BUDGET, queries * gallery) + kept) * 16 * 2  # while it is thinned out, twice
+    budgets = 3 if wanted.columns else 2  # pairs found are there twice while they are thinned out; others wait
+    held = (min(BUDGET, queries * gallery) * budgets + kept * 2) * 16
     best = gallery * wanted.columns * 8 + threads * max(ROOM, TILE) * 16
     return 2 * queries * width * 8 + min(CHUNK, queries) * min(TILE, gallery) * 4 + held + best + kept * 24
 

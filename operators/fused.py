@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from operators.kernels import CACHE, cosine_of, entered
 from operators.microkernels import ALIGNED, COLUMNS, ROWS, fetched, lowest, reaching
 
-BUILT_FROM = "8a43a10fe68db7f7"
+BUILT_FROM = "c437de65be1fefeb"
 """Digest of kernels.py and microkernels.py. Numba recompiles what it keeps on disk when the file of a function changes,
 but not when code that this function uses does; so whoever changes those files changes this one (a test tells)."""
 PENDING = 64
@@ -29,21 +29,31 @@ def _fill(words_NK: NDArray[Any], panels_PKW: NDArray[Any]) -> None:
                 panels_PKW[p, k, w] = words_NK[n, k] if n < count else 0
 
 
-def packed(low_ND: Any, width: int) -> NDArray[Any]:
-    """Vectors, a torch tensor of bf16 or fp32 (N, D), as panels of `width`: (P, K, width), the rest of the last is 0.
+def packed(low_ND: Any, width: int, *, unsigned: bool = False) -> NDArray[Any]:
+    """Vectors, a torch tensor of int8, bf16 or fp32 (N, D), as panels of `width`: (P, K, width), filled with 0.
 
-    A word of bf16 panels is a pair of neighbouring coordinates, as int32; K is then half of D, rounded up.
+    A word of the panels is four or two neighbouring coordinates, as uint32 and int32, or one, as fp32. With `unsigned`,
+    int8 numbers have 128 added.
     """
     import torch
 
-    if low_ND.dtype == torch.bfloat16:
-        padded = torch.nn.functional.pad(low_ND, (0, low_ND.shape[1] % 2)).contiguous()
-        words = padded.view(torch.int16).numpy().view(np.int32)
-    else:
-        words = np.ascontiguousarray(low_ND.numpy())
+    kinds = {torch.int8: np.uint32, torch.bfloat16: np.int32, torch.float32: np.float32}
+    kind, each = kinds[low_ND.dtype], 4 // low_ND.dtype.itemsize
+    missing = -low_ND.shape[1] % each  # padding copies, even by nothing
+    padded = torch.nn.functional.pad(low_ND, (0, missing)) if missing else low_ND.contiguous()
+    if low_ND.dtype == torch.int8 and unsigned:
+        padded = padded ^ -128
+    words = padded.view(torch.uint8).numpy().view(kind)
     panels = aligned((-(-len(words) // width), words.shape[1], width), words.dtype)
     _fill(words, panels)
     return panels
+
+
+def filled(values_N: NDArray[Any], places: int) -> NDArray[Any]:
+    """The values, and 0 for places that have none."""
+    made = np.zeros(places, values_N.dtype)
+    made[: len(values_N)] = values_N
+    return made
 
 
 def aligned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
@@ -61,6 +71,7 @@ def sweep_fused(
     right_GD: NDArray[np.float32],
     rows: tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.int32]],
     columns: tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.float64], NDArray[np.int32]],
+    scales: tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int32], NDArray[np.float32]],
     wanted: int,
     start_B: NDArray[np.int64],
     done_B: NDArray[np.int64],
@@ -69,9 +80,10 @@ def sweep_fused(
 ) -> None:
     """`operators.kernels.sweep`, with the product: score exactly what reaches the bar of its row or column.
 
-    `panels` are the packed queries and gallery. Bars of rows and columns are fp32, as many as the panels have places;
-    the other arrays are as for `sweep`. Thread b of B has the gallery's panels start_B[b] : start_B[b + 1], begins at
-    block done_B[b] of theirs and stops before its part of `out`, shape (B, capacity), could overflow.
+    `panels` are the packed queries and gallery; `scales` are the rows' scales and the columns' scales, firsts and
+    offsets (`operators.microkernels.reaching`). These and the bars of rows and columns, fp32, are as many as the panels
+    have places; the other arrays are as for `sweep`. Thread b of B has the gallery's panels from start_B[b] on, begins
+    at block done_B[b] of theirs and stops before its part of `out`, shape (B, capacity), could overflow.
     """
     left, right = panels
     for b in prange(len(done_B)):
@@ -82,7 +94,7 @@ def sweep_fused(
         n, waiting, block = 0, 0, done_B[b]
         while block < end and n + pending.shape[1] <= out[0].shape[1]:
             i, j = block % len(left), start_B[b] + block // len(left)
-            if reaching(left, i, right, j, rows[0], columns[0], masks):
+            if reaching(left, i, right, j, rows[0], scales[0], columns[0], scales[1], scales[2], scales[3], masks):
                 waiting = _noted(left_QD, right_GD, i, j, masks, pending, waiting)
             block += 1
             if waiting >= PENDING or i + 1 == len(left):

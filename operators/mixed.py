@@ -1,25 +1,28 @@
 """The mixed-precision engine: a low-precision matrix product filters, with a margin that loses nothing.
 
-Tile by tile, the product is compared with a bar for every query and one for every gallery vector, and what passes is
-scored exactly on the spot. Three things make that cheap: non-negative floating-point numbers order as the integers with
-the same bits, and wide registers compare many integers at once; a query's bar is guessed from a sample of the gallery,
-and whoever ends with fewer exact scores over its bar than it needs is searched again with a bar that cannot be too
-high; a gallery vector's bar is its `columns`-th best exact score so far, and queries come in a random order, so that
-these bars rise fast whatever the release's order.
+Every score of the product is compared with a bar of its query and one of its gallery vector, and what reaches one is
+scored exactly on the spot. A query's bar is guessed from a sample of the gallery, and whoever ends with fewer exact
+scores over its bar than it needs is searched again with a bar that cannot be too high; a gallery vector's bar is its
+`columns`-th best exact score so far, and queries come in a random order, so that these bars rise fast whatever the
+release's order. `operators/operands.py` has the forms of the product: int8, bf16 or fp32, by a kernel that compares in
+registers, or by a library. A trial with the gallery's vectors chooses: fewer bits multiply faster and let more pass.
 
-Bound: with E the length of a vector's rounding residual, |s - <x,y>| <= E_x|y| + E_y|x| + E_xE_y (Cauchy-Schwarz)
-+ (d + d/4) 2^-23 |x||y| (accumulation, counting every addend of multi-operand adders; Fasi et al., PeerJ CS 2021).
-E is measured for every vector. Rounding the sum to bf16 moves it by 2^-8 |s| at most, but costs no margin: a sum that
-reaches a bar still reaches the bar rounded down to bf16 once it is rounded itself, because rounding keeps the order.
+Bound: with x^ the rounded vector and E the length of x - x^, |<x,y> - <x^,y^>| <= E_x|y| + |x^|E_y, |x^| <= |x| + E_x
+(Cauchy-Schwarz); E is measured for every vector. Sums add (d + d/4) 2^-23 |x||y| in fp32 (counting every addend of
+multi-operand adders; Fasi et al., PeerJ CS 2021) and nothing in int32, whose scaling takes three roundings. Where a
+library rounds sums to bf16, that moves them by 2^-8 |s| at most, but costs no margin: a sum that reaches a bar still
+reaches the bar rounded down to bf16 once it is rounded itself, because rounding keeps the order.
 """
 
+import functools
 import time
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from operators.engines import Proposals, Wanted
+from operators.operands import Form, Operand, forms, named, operand
 from operators.tilepass import CHUNK, TILE, Found, FusedPass, LibraryPass, enough
 
 if TYPE_CHECKING:
@@ -29,35 +32,6 @@ SAMPLE = 2048
 """Gallery vectors at least from which first bars of queries are taken."""
 LONGEST = 1.0011
 """Length of a stored vector at most."""
-
-
-class Operand(NamedTuple):
-    """Vectors as the filter sees them."""
-
-    exact_ND: NDArray[np.float32]
-    low_ND: "torch.Tensor"
-    residual_N: NDArray[np.float64]
-    """Length of what rounding to the low type took away, per vector."""
-
-    def take(self, index: NDArray[np.integer[Any]]) -> "Operand":
-        """The vectors at `index`."""
-        import torch
-
-        return Operand(self.exact_ND[index], self.low_ND[torch.from_numpy(index)], self.residual_N[index])
-
-
-def operand(vectors_ND: NDArray[np.float16], dtype: "torch.dtype") -> Operand:
-    """Round vectors to `dtype` and measure what is lost."""
-    import torch
-
-    exact = np.ascontiguousarray(vectors_ND, np.float32)
-    low = torch.from_numpy(exact).to(dtype)
-    residual = np.empty(len(exact))
-    for at in range(0, len(exact), TILE):
-        rows = slice(at, at + TILE)
-        lost = low[rows].double().numpy() - exact[rows].astype(np.float64)
-        residual[rows] = np.sqrt((lost * lost).sum(1)) * (1 + 1e-9)
-    return Operand(exact, low, residual)
 
 
 def exact_products() -> None:
@@ -74,81 +48,90 @@ def exact_products() -> None:
         torch.backends.mkldnn.matmul.fp32_precision = "ieee"
 
 
-class Form(NamedTuple):
-    """A way to filter."""
-
-    dtype: "torch.dtype"
-    fused: bool
-    """Whether one kernel multiplies and compares; otherwise a library multiplies."""
-
-    def __str__(self) -> str:
-        return f"{'fused ' if self.fused else ''}{_name(self.dtype)}"
+@functools.cache
+def _tried() -> dict[tuple[int, ...], dict[Form, float]]:
+    """Trials that this process has made: it opens many shards, and a trial takes half a second."""
+    return {}
 
 
-def forms() -> list[Form]:
-    """All ways that this processor has instructions for."""
-    import torch
-
-    from operators.microkernels import DTYPES
-
-    low = torch.bfloat16, torch.float32
-    return [Form(dtype, False) for dtype in low] + [Form(dtype, True) for dtype in low if _name(dtype) in DTYPES]
-
-
-def seconds_by_form(width: int) -> dict[Form, float]:
-    """Seconds that each form takes on this processor for a product in which nothing reaches a bar."""
-    unit = np.zeros((TILE, width), np.float16)
-    unit[:, 0] = 1
+def seconds_by_form(gallery_GD: NDArray[np.float16], wanted: Wanted) -> dict[Form, float]:
+    """Seconds of each form for a part of the gallery with itself: how many scores pass a bar depends on the data."""
+    chosen = np.random.default_rng(0).permutation(len(gallery_GD))
+    sample, queries = gallery_GD[chosen[:TILE]], gallery_GD[chosen[-CHUNK:]]
+    few = Wanted(max(1, wanted.k * len(sample) // len(gallery_GD)), 0, None)
     seconds = {}
     for form in forms():
-        engine, queries = MixedEngine(unit, form), operand(unit[:CHUNK], form.dtype)
-        times = []
+        engine, times = MixedEngine(sample, form), []
         for _ in range(3):  # the first may compile
             start = time.perf_counter()
-            engine.swept(queries, Wanted(1, 0, None), np.full(CHUNK, 2.0), guess=False)
+            engine.propose(queries, few)
             times.append(time.perf_counter() - start)
         seconds[form] = min(times)
     return seconds
 
 
-class MixedEngine:
-    """Filters by a matrix product in bf16 (or fp32, where that is faster); see the module's text."""
+def accumulation(dtype: "torch.dtype", width: int) -> float:
+    """Bound on the error of a score's sum and, for int8, of bringing it to a cosine in three roundings."""
+    import torch
 
-    def __init__(self, gallery_GD: NDArray[np.float16], form: Form | None = None) -> None:
+    if dtype == torch.int8:
+        return 2.0**-22 * LONGEST**2
+    return (width + -(-width // 4)) * 2.0**-23 * (LONGEST + 2.0**-8) ** 2
+
+
+class MixedEngine:
+    """Filters by a matrix product in a type of few bits; see the module's text."""
+
+    def __init__(self, gallery_GD: NDArray[np.float16], form: Form | Wanted) -> None:
+        """Filter in this form, or in the one that a trial with vectors of the gallery shows to be fastest."""
+        import numba
         import torch
 
         exact_products()
         reason = "given"
-        if form is None:
-            seconds = seconds_by_form(gallery_GD.shape[1])
+        if isinstance(form, Wanted):
+            conditions = gallery_GD.shape[1], form.k, numba.get_num_threads(), torch.get_num_threads()
+            seconds = _tried().get(conditions) or seconds_by_form(gallery_GD, form)
+            _tried()[conditions] = seconds
             form = min(seconds, key=lambda one: seconds[one])
-            reason = ", ".join(f"{one} {took:.2e} s" for one, took in seconds.items())
+            trial = ", ".join(f"{one} {took:.2e} s" for one, took in seconds.items())
+            reason = f"{form} is the fastest of {trial}"
         self.form, self.dtype = form, form.dtype
+        self.sampled = torch.float32 if self.dtype == torch.float32 else torch.bfloat16
         self.order = np.random.default_rng(0).permutation(len(gallery_GD)).astype(np.int32)
         """Vectors are held in a random order: this one."""
         self.place = np.argsort(self.order)
         self.gallery = operand(gallery_GD[self.order], self.dtype)
         self.bits = torch.int16 if self.dtype == torch.bfloat16 else torch.int32
-        self.rounding = 2.0**-8 if self.dtype == torch.bfloat16 else 0.0
+        self.rounding = 2.0**-8 if self.dtype == torch.bfloat16 and not form.fused else 0.0
         if form.fused:
-            from operators.fused import packed
-            from operators.microkernels import COLUMNS
-
-            self.panels = packed(self.gallery.low_ND, COLUMNS)
-            self.gallery = self.gallery._replace(low_ND=self.gallery.low_ND.new_empty(0))
-        width = gallery_GD.shape[1]
-        self.accumulation = (width + -(-width // 4)) * 2.0**-23 * (LONGEST + 2.0**-8) ** 2
+            self._pack()
+        self.accumulation = accumulation(self.dtype, gallery_GD.shape[1])
         residual = float(self.gallery.residual_N.max(initial=0.0))
-        rounding = 0.0 if form.fused else self.rounding * LONGEST**2
+        rounding = self.rounding * LONGEST**2
         self.about: dict[str, Any] = {
             "engine": "mixed",
             "device": "cpu",
-            "dtype": _name(self.dtype),
+            "dtype": named(self.dtype),
             "residual": residual,
             "accumulation": self.accumulation,
             "margin": 2 * residual * LONGEST + residual**2 + self.accumulation + rounding,
             "reason": reason,
         }
+
+    def _pack(self) -> None:
+        """Lay the gallery out as the kernel reads it, in place of the rounded vectors."""
+        import torch
+
+        from operators.fused import filled, packed
+        from operators.microkernels import COLUMNS
+
+        low = self.gallery.low_ND
+        self.panels = packed(low, COLUMNS)
+        places = self.panels.shape[0] * COLUMNS
+        firsts = -128 * low.sum(1, dtype=torch.int32) if self.dtype == torch.int8 else torch.zeros(0, dtype=torch.int32)
+        self.scales = filled(self.gallery.scale_N, places), filled(firsts.numpy(), places)
+        self.gallery = self.gallery._replace(low_ND=low.new_empty(0))
 
     def propose(self, queries_QD: NDArray[np.float16], wanted: Wanted) -> Proposals:
         """See `Engine`."""
@@ -179,15 +162,23 @@ class MixedEngine:
         """Pairs, each exact, that reach a bar and are still wanted after one pass; see `TilePass.run`."""
         return (FusedPass if self.form.fused else LibraryPass)(self, queries, wanted, row_bars_Q).run(guess=guess)
 
-    def errors(self, queries: Operand) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Largest error of a score before it is rounded to the low type, per query (Q,) and per gallery vector (G,).
+    def errors(self, queries: Operand) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+        """Largest error of a score before it is rounded: per query (Q,), per gallery vector (G,), and offsets (G,).
 
-        Rounding adds at most `rounding` times the score.
+        For int8 the offsets, which the kernel adds to scores, are the part of the error that a gallery vector has, so
+        that one vector with a large residual does not lower all bars; otherwise they are 0. Rounding adds at most
+        `rounding` times the score.
         """
+        import torch
+
         left, right = queries.residual_N, self.gallery.residual_N
         worst_left, worst_right = left.max(initial=0.0), right.max(initial=0.0)
+        if self.dtype == torch.int8:
+            columns = np.full(len(right), worst_left * LONGEST + self.accumulation)
+            return left * LONGEST + self.accumulation, columns, right * (LONGEST + worst_left)
         rows = left * LONGEST + worst_right * LONGEST + left * worst_right + self.accumulation
-        return rows, right * LONGEST + worst_left * LONGEST + right * worst_left + self.accumulation
+        columns = right * LONGEST + worst_left * LONGEST + right * worst_left + self.accumulation
+        return rows, columns, np.zeros(len(right))
 
     def _row_bars(self, queries: Operand, wanted: Wanted, deviations: float | None) -> NDArray[np.float64]:
         """Exact cosines that at least k gallery vectors reach, at most the floor, shape (Q,).
@@ -196,17 +187,19 @@ class MixedEngine:
         """
         import torch
 
-        count = len(self.gallery.exact_ND)
+        count, width = self.gallery.exact_ND.shape
         size = min(count, max(SAMPLE, 16 * wanted.k, count // 128))
-        sample = torch.from_numpy(self.gallery.exact_ND[:size]).to(self.dtype)
         rank = wanted.k if deviations is None else enough(wanted.k * size / count, deviations)
         bars = np.full(len(queries.exact_ND), -np.inf)
         if rank <= size:
-            errors = self.errors(queries)[0]
+            dtype = self.sampled
+            unit = 2.0**-9 if dtype == torch.bfloat16 else 0.0  # roundings of two vectors, and of scores to bf16
+            error = (4 * unit + 8 * unit**2) * LONGEST**2 + accumulation(dtype, width) if deviations is None else 0.0
+            sample = torch.from_numpy(self.gallery.exact_ND[:size]).to(dtype)
             for at in range(0, len(bars), CHUNK):
-                rows = slice(at, at + CHUNK)
-                top = torch.mm(queries.low_ND[rows], sample.T).float().topk(rank, dim=1).values[:, -1].double().numpy()
-                bars[rows] = top - (self.rounding * np.abs(top) + errors[rows] if deviations is None else 0)
+                part = torch.from_numpy(queries.exact_ND[at : at + CHUNK]).to(dtype)
+                top = torch.mm(part, sample.T).float().topk(rank, dim=1).values[:, -1]
+                bars[at : at + CHUNK] = top.double().numpy() - error
         return bars if wanted.floor is None else np.minimum(bars, wanted.floor)
 
     def as_bits(self, bars_N: NDArray[np.float64]) -> NDArray[Any]:
@@ -219,7 +212,3 @@ class MixedEngine:
         bits = low.view(np.int32)
         bits = np.where(low >= np.finfo(np.float32).tiny, bits >> 16 if self.rounding else bits, np.iinfo(kind).min)
         return bits.astype(kind)
-
-
-def _name(dtype: "torch.dtype") -> str:
-    return str(dtype).removeprefix("torch.")

@@ -197,4 +197,6 @@ def _refused(url: str, status: int, credentials: bool, signed: bool) -> Exceptio
 
 
 def _reason(error: object) -> str:
+    if isinstance(error, http.client.BadStatusLine) and not isinstance(error, OSError):
+        return "the answer is not that of a web server"  # it can hold the request, with its signature
     return (str(error).splitlines() or [type(error).__name__])[0]

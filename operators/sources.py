@@ -263,10 +263,11 @@ def remote_scheme(uri: str) -> str | None:
     """The scheme of a `uri` that is not on this machine, else None; FormatError if nothing here can read it."""
     scheme, mark, _ = uri.partition("://")
     if not mark:
-        return None
-    if scheme not in SCHEMES:
+        if scheme.partition(":/")[0].lower() in SCHEMES:  # no path, and what follows may be secret
+            raise FormatError("a `uri` begins like an address and lacks a `/`. Correct it.")
+    elif scheme not in SCHEMES:
         raise FormatError(f"{public(uri)}: `{scheme}://` is not known. Use a path, or one of {', '.join(SCHEMES)}.")
-    return scheme
+    return scheme if mark else None
 
 
 def absolute(uri: str) -> str:

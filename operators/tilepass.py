@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from operators.engines import Wanted
 
 if TYPE_CHECKING:
-    from operators.mixed import MixedEngine, Operand
+    from operators.mixed import MixedEngine
+    from operators.operands import Operand
 
 CHUNK = 1024
 """Queries of one product."""
@@ -77,7 +78,7 @@ class TilePass:
         self.order = np.random.default_rng(0).permutation(len(queries.exact_ND)).astype(np.int32)
         self.place = np.argsort(self.order).astype(np.int32)
         self.queries = queries.take(self.order)
-        self.row_errors, self.column_errors = engine.errors(self.queries)
+        self.row_errors, self.column_errors, self.offsets = engine.errors(self.queries)
         self.row_bars = row_bars_Q[self.order]
         self.highest = np.full((len(self.gallery.exact_ND), wanted.columns), -np.inf)
         self.blocks = numba.get_num_threads()
@@ -139,7 +140,7 @@ class TilePass:
 
     def _close(self) -> None:
         """Sort out what the queries at hand found."""
-        found = together(self.fresh)
+        found, self.fresh = together(self.fresh), []
         wanted = self._of_queries(found)
         self.held.append(found.take(wanted))
         if self.wanted.columns:
@@ -147,7 +148,7 @@ class TilePass:
             rest[wanted] = False
             self.others.append(found.take(rest))
             self._bound("others")
-        self.fresh, self.limits["fresh"] = [], BUDGET
+        self.limits["fresh"] = BUDGET
 
     def _bound(self, name: str) -> None:
         """Thin out the `others` or `fresh` pairs if too many: drop what does not enter, then what only ties."""
@@ -157,6 +158,7 @@ class TilePass:
         from operators.kernels import best_of_each
 
         found = together(parts)
+        parts.clear()  # frees memory
         for ties in (False, True):
             kept = np.zeros(len(found.query), np.bool_) if ties else self._enters(found)
             if ties:
@@ -167,7 +169,7 @@ class TilePass:
             found = found.take(kept)
             if len(found.query) <= BUDGET // 2:
                 break
-        parts[:] = [found]
+        parts.append(found)
         self.limits[name] = BUDGET + len(found.query)
 
     def _enters(self, found: Found) -> NDArray[np.bool_]:
@@ -239,11 +241,12 @@ class FusedPass(TilePass):
     """One kernel multiplies and compares (`operators/fused.py`)."""
 
     def __init__(self, *arguments: Any) -> None:
-        from operators.microkernels import COLUMNS
+        from operators.fused import filled
 
         super().__init__(*arguments)
-        first = -np.inf if self.wanted.columns else np.inf
-        self.column_bars = np.full(len(self.engine.panels) * COLUMNS, first, np.float32)
+        places = self.engine.panels.shape[0] * self.engine.panels.shape[2]
+        self.column_bars = np.full(places, -np.inf if self.wanted.columns else np.inf, np.float32)
+        self.column_offsets = filled(np.nextafter(self.offsets.astype(np.float32), np.float32(np.inf)), places)
 
     def _least(self) -> int:
         from operators.fused import PENDING
@@ -252,17 +255,18 @@ class FusedPass(TilePass):
         return PENDING + ROWS * COLUMNS
 
     def _open(self, rows: slice) -> None:
-        from operators.fused import packed
+        from operators.fused import filled, packed
         from operators.microkernels import ROWS
 
-        self.left = packed(self.queries.low_ND[rows], ROWS)
+        self.left = packed(self.queries.low_ND[rows], ROWS, unsigned=True)
+        self.row_scales = filled(self.queries.scale_N[rows], len(self.left) * ROWS)
 
     def _multiply(self, rows: slice, start: int, end: int) -> None:
         from operators.fused import sweep_fused
-        from operators.microkernels import COLUMNS, ROWS
+        from operators.microkernels import COLUMNS
 
         low = (self.row_bars[rows] - self.row_errors[rows]).astype(np.float32)
-        row_bars = np.full(len(self.left) * ROWS, np.inf, np.float32)
+        row_bars = np.full(len(self.row_scales), np.inf, np.float32)
         row_bars[: len(low)] = np.nextafter(low, np.float32(-np.inf))
         starts = np.linspace(start // COLUMNS, -(-end // COLUMNS), self.blocks + 1).astype(np.int64)
         ends = np.diff(starts) * len(self.left)
@@ -274,6 +278,7 @@ class FusedPass(TilePass):
                 self.gallery.exact_ND,
                 (row_bars, self.row_bars[rows], self.order[rows]),
                 (self.column_bars, self.column_errors, self.highest, self.engine.order),
+                (self.row_scales, *self.engine.scales, self.column_offsets),
                 self.wanted.columns,
                 starts,
                 done,

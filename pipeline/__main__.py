@@ -121,6 +121,7 @@ def _run(verb: str, path: str, overrides: Sequence[str]) -> int:
     from pipeline.submit import refuse_other_code
 
     refuse_other_code()
+    _refuse_secrets(overrides)
     if verb == "watch":
         from pipeline.watch import watch
 
@@ -144,6 +145,19 @@ def _run(verb: str, path: str, overrides: Sequence[str]) -> int:
         record = cleaned(folder_of(Run(config)))
         print(clean_text(record) if record is not None else "nothing was cleaned")
     return 0
+
+
+def _refuse_secrets(overrides: Sequence[str]) -> None:
+    """ConfigError for a secret in an address on the command line, which `ps` shows to others and Ray keeps."""
+    from operators.addresses import public_override
+    from operators.errors import ConfigError
+
+    for text in overrides:
+        if (said := public_override(text)) != text:
+            raise ConfigError(
+                f"{said}: this address holds a signature or a password, and a command line is seen by others on this "
+                f"machine and kept by Ray. Write it into the configuration file, as it is or as ${{oc.env:NAME}}."
+            )
 
 
 def _beside(verb: str, config: "AuditConfig") -> int:

@@ -38,7 +38,7 @@ from pipeline.calibrate import calibrate, set_columns
 from pipeline.catalogue import embedder_sets, overlaps
 from pipeline.classes import same_classes
 from pipeline.embed import unit_store
-from pipeline.face_units import rejected_images, seen
+from pipeline.face_units import images_among, rejected_images, seen
 from pipeline.gathering import gather
 from pipeline.plant import planted_recall
 from pipeline.review_results import reviewed
@@ -100,9 +100,11 @@ def assess(run: Run) -> None:
         run.save("assess", "findings", FINDINGS, persons, key=key)
         rejects = [run.table("embed", role, REJECTS) for role in sets]
         run.save("assess", "rejects", REJECTS, pa.concat_tables(rejects).combine_chunks(), key=key)
-        arms = {
-            arm: _arm(leakage.arm_count(listed[arm], comparisons[arm], best.get(arm)), found) for arm in comparisons
-        }
+        arms = {}
+        for arm, own in listed.items():
+            count = leakage.arm_count(own, comparisons[arm], best.get(arm))
+            images = images_among(run, "release", sets["release"]["key"], own["release_key"])
+            arms[arm] = _arm(count._replace(release_images=images), found)
         summary = _summary(run, about, arms, persons.num_rows)
         summary |= {"evidence": told, "classes": same_classes(run, sets)}
         write_private(run.folder / "summary.json", to_json(summary))

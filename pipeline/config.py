@@ -16,7 +16,7 @@ from yaml import YAMLError
 
 from cluster.keys import EncryptionConfig
 from cluster.session import SessionConfig
-from operators.addresses import holds_secret, public, public_values
+from operators.addresses import holds_secret, public, public_override, public_text, public_values
 from operators.backbones import BackboneConfig
 from operators.errors import ConfigError
 from operators.faces import FaceConfig
@@ -165,7 +165,14 @@ def load(path: str, overrides: Sequence[str] = ()) -> AuditConfig:
     ConfigError
         If the file cannot be read, a key is unknown, or a value is not allowed; names the key and the remedy.
     """
-    sources = [(path, _file(path)), *((text, _override(text)) for text in overrides)]
+    try:
+        return _loaded(path, overrides)
+    except ConfigError as error:  # texts of values, and of the library, can hold addresses
+        raise ConfigError(public_text(str(error))) from None
+
+
+def _loaded(path: str, overrides: Sequence[str]) -> AuditConfig:
+    sources = [(path, _file(path)), *((public_override(text), _override(text)) for text in overrides)]
     merged = _merged(OmegaConf.structured(AuditConfig), sources)
     if merged.embedders:  # the first model stands below what the file and the overrides say of it
         base = OmegaConf.merge(OmegaConf.structured(AuditConfig), {"embedder": model(merged.embedders[0])})
@@ -222,11 +229,12 @@ def _file(path: str) -> DictConfig:
 
 def _override(text: str) -> DictConfig:
     if "=" not in text:
-        raise ConfigError(f"{text!r}: overrides are written key=value, for example report.faces=clear.")
+        raise ConfigError(f"{public_override(text)!r}: overrides are written key=value, as report.faces=clear.")
     try:
         given = OmegaConf.from_dotlist([text])
     except (YAMLError, OmegaConfBaseException) as error:
-        raise ConfigError(f"{text!r}: not a valid override. {_short(error)}") from error
+        reason = "" if "://" in text else _short(error)  # it repeats a part of the text
+        raise ConfigError(f"{public_override(text)!r}: not a valid override. {reason}") from error
     return given
 
 

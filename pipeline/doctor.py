@@ -24,7 +24,10 @@ from pipeline.models import obtained
 
 EXCLUSIVE = {
     "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
-    "faiss": ("faiss-cpu", "faiss-gpu", "faiss-gpu-cu12"),
+    "faiss": (
+        *("faiss-cpu", "faiss-gpu", "faiss-gpu-cuvs", "faiss-gpu-cu11", "faiss-gpu-cu12", "faiss-gpu-cu12-cuvs"),
+        *("faiss-gpu-cu13-cuvs", "faiss-cuda"),
+    ),
 }
 """Libraries that come in builds of which exactly one may be installed: two overwrite each other's files."""
 

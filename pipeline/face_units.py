@@ -72,6 +72,14 @@ def face_numbers(run: Run, role: str) -> NDArray[np.int64]:
     return faces_of(np.concatenate([rows_of(*one) for one in zip(further_faces(run, units), sizes, strict=True)]))
 
 
+def images_among(run: Run, role: str, rows: pa.ChunkedArray, keys: pa.ChunkedArray) -> int:
+    """How many images of a set the `keys` are of; `rows` are the keys of all its rows, each of which may be a face."""
+    if run.config.faces.several != "all":
+        return len(pc.unique(keys))
+    image_N = np.cumsum(face_numbers(run, role) == 1)
+    return len(np.unique(image_N[pc.index_in(keys, rows.combine_chunks()).to_numpy()]))
+
+
 def seen(run: Run, role: str) -> dict[str, Any] | None:
     """How many faces of a set's images were audited, and how many that were found were not.
 

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from pipeline.config import AuditConfig
 
 PACKAGES = (
-    "ray", "torch", "onnxruntime", "onnxruntime-gpu", "faiss-cpu", "faiss-gpu-cu12", "faiss-gpu", "pyarrow", "numpy",
-    "scipy", "numba", "cryptography", "omegaconf", "onnx", "opencv-python-headless", "pillow", "jinja2", "matplotlib",
+    "ray", "torch", "onnxruntime", "onnxruntime-gpu", "faiss-cpu", "faiss-gpu", "faiss-gpu-cuvs", "faiss-gpu-cu11",
+    "faiss-gpu-cu12", "faiss-gpu-cu12-cuvs", "faiss-gpu-cu13-cuvs", "faiss-cuda", "pyarrow", "numpy", "scipy", "numba",
+    "cryptography", "omegaconf", "onnx", "opencv-python-headless", "pillow", "jinja2", "matplotlib",
 )  # fmt: skip
 
 

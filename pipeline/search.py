@@ -60,7 +60,7 @@ class SearchConfig:
     within: list[str] = field(default_factory=list)
     """Sets that are also searched against themselves: duplicates, doubtful labels, hubs."""
     shard_images: int = 262_144
-    """Gallery images of a shard at most, in whole units: about 6 bytes x width each in an actor's memory."""
+    """Gallery images of a shard at most, in whole units: at most 10 bytes x width each in an actor's memory."""
     block_images: int = 16_384
     """Release images of a block at most, in whole units."""
     in_flight: int = 4

@@ -108,9 +108,9 @@ def _entries(
 ) -> tuple[Sequence[Entry], list[str]]:
     """The entries of all files of a kind, and what is to be said of them."""
     if kind == "JSON lines":
-        made = Entries(options)
+        made, lost = Entries(options), 0
         for file in chosen:
-            jsonlines.enter(source, file, made, options)
+            lost += jsonlines.enter(source, file, made, options, lost)
         return made.made, []
     rows = Rows(source.uri, options)
     for file in chosen:

@@ -77,8 +77,19 @@ def is_lines(source: Source, file: File) -> bool:
         return False
 
 
-def enter(source: Source, file: File, entries: Entries, options: "SetConfig") -> None:
-    """Make the entries of one file; a line that is no record is a rejected row.
+def enter(source: Source, file: File, entries: Entries, options: "SetConfig", lost: int = 0) -> int:
+    """Make the entries of one file, of which a line that is no record is a rejected row; return how many are.
+
+    Parameters
+    ----------
+    source, file
+        The file.
+    entries
+        Those of the files before it; its own are added.
+    options
+        The set's.
+    lost
+        How many of `entries` cannot be read.
 
     Raises
     ------
@@ -89,11 +100,13 @@ def enter(source: Source, file: File, entries: Entries, options: "SetConfig") ->
         if file.error is not None:
             raise OSError(file.error)
         with source.open(file.path) as stream:
-            bound, faults = Bound(source.uri, options.limits.max_records), 0
+            before, faults = len(entries.made), 0
+            bound = Bound(source.uri, options.limits.max_records, before, lost)
             for at, count, line in _lines(stream):
                 _enter(entries, file, (at, count), line, options)
                 faults += entries.made[-1].error is not None
-                bound(len(entries.made) - faults, faults, NO_VECTOR)
+                bound(len(entries.made) - before - faults, faults, NO_VECTOR)
+            return faults
     except OSError as fault:
         raise FormatError(f"{source.uri}: {file.path} cannot be read ({fault.strerror or fault}).") from fault
 

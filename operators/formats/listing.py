@@ -59,16 +59,19 @@ class Bound:
     """Records that it may have (`limits.max_records`)."""
     before: int = 0
     """Records of files that are listed already."""
+    lost: int = 0
+    """How many of these cannot be read."""
 
     def __call__(self, images: int, faults: int, reason: str = "") -> None:
-        """Go on with so many records found, the last of the unreadable ones for a `reason`.
+        """Go on with so many records found in this file, the last of the unreadable ones for a `reason`.
 
         Raises
         ------
         FormatError
             If they are too many, or too many of them cannot be read.
         """
-        if self.before + images + faults > self.limit:
+        images, faults = self.before - self.lost + images, self.lost + faults
+        if images + faults > self.limit:
             raise FormatError(f"{self.place}: more than {self.limit:,} records; raise limits.max_records of the set.")
         if faults > MOST_FAULTS + images:
             raise FormatError(

@@ -10,6 +10,7 @@ import struct
 from collections import Counter
 from collections.abc import Iterator
 from io import BufferedIOBase
+from itertools import chain
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 SHORT = 32
 """Bytes of a value that no image has: a count, or the label of another key."""
 LOCKS = ("lock.mdb", "-lock")
+NO_IMAGE = "values that are no images"
 SIZES = {0xC4: ">B", 0xC5: ">H", 0xC6: ">I", 0xD9: ">B", 0xDA: ">H", 0xDB: ">I"}
 """msgpack's byte strings, and text as old writers used it for bytes: type and how the length is stored."""
 INTEGERS = {0xCC: ">B", 0xCD: ">H", 0xCE: ">I", 0xCF: ">Q", 0xD0: ">b", 0xD1: ">h", 0xD2: ">i", 0xD3: ">q"}
@@ -112,7 +114,7 @@ def listing(source: Source, options: "SetConfig") -> Listing:
         try:
             with source.open(file.path) as stream:
                 tree = open_tree(stream, f"{source.uri}: {file.path}")
-                bound = Bound(source.uri, options.limits.max_records, len(entries))
+                bound = Bound(source.uri, options.limits.max_records, len(entries), len(entries.faults))
                 notes += _enter(entries, unlisted, tree, file.path, prefix if len(chosen) > 1 else "", bound)
         except OSError as error:
             raise FormatError(f"{source.uri}: {file.path} cannot be read ({error.strerror or error}).") from error
@@ -129,17 +131,22 @@ def _enter(entries: Spans, unlisted: Counter[str], tree: Tree, path: str, prefix
     """Make the entries of one file; what does not fit what it announces."""
     found = scan(tree, bound)
     usual_N = _usual(entries, found, path, prefix)
-    if not usual_N.all():
-        rest = zip(found.keys.filter(as_arrow(~usual_N)).to_pylist(), np.flatnonzero(~usual_N).tolist(), strict=True)
-        for key, at in rest:
-            size = int(found.sizes[at])
-            found.others.append(Value(key, int(found.starts[at]), size, found.heads[at, : min(size, HEAD)].tobytes()))
-    for value in found.others:
+    for value in chain(found.others, _unusual(found, usual_N)):
         _one(entries, unlisted, tree, (path, prefix), value)
+        faults = len(entries.faults) - bound.lost
+        bound(len(entries) - bound.before - faults, faults, NO_IMAGE)
     damaged = sum(one.fault is not None and one.key.startswith(b"damaged-page-") for one in found.others)
-    count = int(usual_N.sum()) + len(found.others) - damaged
+    count = len(usual_N) + len(found.others) - damaged
     if count != tree.entries:
         yield f"{path} announces {tree.entries:,} keys, and {count:,} were found: it is damaged; get it again"
+
+
+def _unusual(found: Found, usual_N: NDArray[np.bool_]) -> Iterator[Value]:
+    """The values, one by one, that are not `usual_N`."""
+    for at in np.flatnonzero(~usual_N).tolist():
+        size = int(found.sizes[at])
+        head = found.heads[at, : min(size, HEAD)].tobytes()
+        yield Value(found.keys[at].as_py(), int(found.starts[at]), size, head)
 
 
 def _usual(entries: Spans, found: Found, path: str, prefix: str) -> NDArray[np.bool_]:

@@ -64,7 +64,7 @@ def listing(source: Source, options: "SetConfig") -> Listing:
     for path in chosen:
         sides = {kind: _side(source, files, path, kind) for kind in (".idx", ".lst", "list.txt", "property")}
         used.update(one for one in sides.values() if one is not None)
-        bound = Bound(source.uri, options.limits.max_records, len(entries))
+        bound = Bound(source.uri, options.limits.max_records, len(entries), len(entries.faults))
         found = _found(source, files[path], sides, entries.wants, bound)
         ranges += found.ranges
         prefix = path.removesuffix(".rec") + "/" if len(chosen) > 1 else ""

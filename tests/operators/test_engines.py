@@ -22,7 +22,8 @@ def test_the_margin_bounds_fp32_error_for_any_order_of_summation() -> None:
 def test_proposals_are_unique_pairs(engine: str) -> None:
     rng = np.random.default_rng(0)
     queries, gallery = (vectors.normalise(rng.standard_normal((n, 32)))[0] for n in (70, 300))
-    found = ENGINES[engine](gallery).propose(queries, Wanted(20, 3, 0.1))
+    wanted = Wanted(20, 3, 0.1)
+    found = ENGINES[engine](gallery, wanted).propose(queries, wanted)
     assert len(set(zip(found.query.tolist(), found.group.tolist(), strict=True))) == len(found.query)
 
 
@@ -38,7 +39,9 @@ def test_auto_takes_the_engine_that_the_trial_shows_to_be_faster(
 
     gallery = vectors.normalise(np.random.default_rng(0).standard_normal((50, 8)))[0]
     monkeypatch.setattr(engines, "SMALL", 0)
-    monkeypatch.setattr(engines, "ENGINES", {"slow": Slow, "quick": engines.FlatEngine})
+    monkeypatch.setattr(
+        engines, "ENGINES", {"slow": lambda held, _: Slow(held), "quick": lambda held, _: engines.FlatEngine(held)}
+    )
     caplog.set_level("INFO")
     assert not isinstance(engines.open_engine("auto", gallery, Wanted(3, 0, None)), Slow)
     assert "engine quick: fastest of slow 0.2" in caplog.text

@@ -1,15 +1,19 @@
 """The forecast of a search: sizes against the arrays and files themselves, and costs that explain measured times."""
 
 import io
+import tracemalloc
 
+import numba
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from operators import forecast
+from operators import forecast, mixed, tilepass
 from operators.engines import Wanted
 from operators.gallery import shard
+from operators.mixed import MixedEngine
 from operators.neighbors import ShardSearch
+from operators.operands import Form, forms
 from operators.results import tile_table
 from operators.vectors import normalise
 
@@ -32,10 +36,29 @@ def held(part: object) -> int:
     return sum(map(held, vars(part).values())) if hasattr(part, "__dict__") and not callable(part) else 0
 
 
-def test_memory_of_a_shard_is_that_of_its_arrays_within_a_factor_of_two(vectors: np.ndarray) -> None:
-    search = ShardSearch(shard(np.arange(5_000), vectors[:5_000]), "mixed", WANTED)
-    found = held(search.part) + held(search.engine)
-    assert found / 2 <= forecast.shard_bytes(5_000, 128) <= 2 * found
+@pytest.mark.parametrize("form", forms(), ids=str)
+def test_memory_of_a_shard_is_at_least_that_of_its_arrays_and_at_most_twice(vectors: np.ndarray, form: Form) -> None:
+    part = shard(np.arange(5_000), vectors[:5_000])
+    found = held(part) + held(MixedEngine(part.distinct_UD, form))
+    assert found <= forecast.shard_bytes(5_000, 128) <= 2 * found
+
+
+@pytest.mark.parametrize("form", forms(), ids=str)
+def test_memory_of_a_tile_whose_pairs_all_tie_is_at_most_what_is_forecast(
+    monkeypatch: pytest.MonkeyPatch, form: Form
+) -> None:
+    monkeypatch.setattr(tilepass, "BUDGET", 50_000)
+    monkeypatch.setattr(tilepass, "ROOM", 4096)
+    for module in (tilepass, mixed):
+        monkeypatch.setattr(module, "CHUNK", 64)
+    queries, gallery = np.eye(8, dtype=np.float16)[[0] * 1024], np.eye(8, dtype=np.float16)[[1] * 2000]
+    wanted, engine = Wanted(1, 3, None), MixedEngine(gallery, form)
+    engine.propose(queries[:5], wanted)  # compiles
+    tracemalloc.start()
+    engine.propose(queries, wanted)
+    found = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found <= forecast.tile_bytes(1024, 2000, 8, wanted, numba.get_num_threads()) <= 2 * found
 
 
 def test_bytes_of_a_tile_on_disk_are_within_a_factor_of_two(vectors: np.ndarray) -> None:

@@ -11,11 +11,14 @@ from operators import fused, vectors
 from operators.microkernels import ALIGNED, COLUMNS, DTYPES, ROWS
 
 LOW = [getattr(torch, name) for name in DTYPES]
+SCALE = np.float32(1 / 127)
+"""Of all int8 vectors here."""
 
 
 def low(seed: int, count: int, width: int, dtype: torch.dtype) -> tuple[np.ndarray, torch.Tensor]:
     stored = vectors.normalise(np.random.default_rng(seed).standard_normal((count, width)))[0]
-    return stored, torch.from_numpy(stored.astype(np.float32)).to(dtype)
+    made = torch.from_numpy(stored.astype(np.float32))
+    return stored, (torch.round(made / SCALE) if dtype == torch.int8 else made).to(dtype)
 
 
 def swept(
@@ -29,8 +32,16 @@ def swept(
     room: int = 2048,
 ) -> tuple[list[tuple[int, int, float]], np.ndarray, np.ndarray]:
     """Pairs with numbers 1000 and 2000 higher than their places, the columns' bars and lists afterwards."""
-    panels = fused.packed(left[1], ROWS), fused.packed(right[1], COLUMNS)
+    panels = fused.packed(left[1], ROWS, unsigned=True), fused.packed(right[1], COLUMNS)
     rows = np.full(len(panels[0]) * ROWS, np.inf, np.float32)
+    firsts = -128 * right[1].sum(1, dtype=torch.int32) if right[1].dtype == torch.int8 else torch.zeros(0)
+    offsets = np.zeros(len(panels[1]) * COLUMNS, np.float32)
+    scales = (
+        fused.filled(np.full(len(left[0]), SCALE, np.float32), len(rows)),
+        fused.filled(np.full(len(right[0]), SCALE, np.float32), len(offsets)),
+        fused.filled(firsts.numpy().astype(np.int32), len(offsets)),
+        offsets,
+    )
     columns = np.full(len(panels[1]) * COLUMNS, np.inf, np.float32)
     rows[: len(row_bars)], columns[: len(column_bars)] = row_bars, column_bars
     queries, count = len(left[0]), len(right[0])
@@ -46,6 +57,7 @@ def swept(
             right[0].astype(np.float32),
             (rows, np.full(queries, -np.inf), np.arange(queries, dtype=np.int32) + 1000),
             (columns, np.full(count, errors), highest, np.arange(count, dtype=np.int32) + 2000),
+            scales,
             wanted,
             starts,
             done,
@@ -68,6 +80,7 @@ def test_pairs_are_those_whose_product_reaches_a_bar(
     row_bars, column_bars = rng.uniform(-0.5, 1.2, queries), rng.uniform(-0.5, 1.2, count)
     row_bars[rng.random(queries) < 0.2] = np.inf
     product = left[1].double().numpy() @ right[1].double().numpy().T  # of the rounded vectors
+    product *= float(SCALE) ** 2 if dtype == torch.int8 else 1
     bars = np.minimum(row_bars[:, None], column_bars)
     close = np.abs(product - bars) < width * 2.0**-22  # fp32 sums may fall on either side
     pairs, _, _ = swept(left, right, row_bars, column_bars)
@@ -108,9 +121,14 @@ def test_panels_hold_the_vectors_side_by_side(dtype: torch.dtype, count: int, wi
     _, made = low(4, count, width, dtype)
     panels = fused.packed(made, 12)
     assert panels.ctypes.data % ALIGNED == 0 and panels.flags.c_contiguous
-    steps = panels.transpose(0, 2, 1).reshape(-1, panels.shape[1])  # one row for each place
+    steps = np.ascontiguousarray(panels.transpose(0, 2, 1)).reshape(-1, panels.shape[1])  # one row for each place
     if dtype == torch.bfloat16:
-        steps = (np.ascontiguousarray(steps).view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+        steps = (steps.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+    elif dtype == torch.int8:
+        steps = steps.view(np.int8)
+        raised = fused.packed(made, 12, unsigned=True).transpose(0, 2, 1)
+        raised = np.ascontiguousarray(raised).reshape(-1, panels.shape[1]).view(np.uint8)
+        np.testing.assert_array_equal(raised[:count], steps[:count].astype(int) + 128)
     np.testing.assert_array_equal(steps[:count, :width], made.float().numpy())
     assert not steps[count:].any() and not steps[:, width:].any()
 

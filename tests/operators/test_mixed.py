@@ -1,13 +1,15 @@
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
 import torch
 
-from operators import vectors
+from operators import mixed, vectors
 from operators.engines import Wanted
 from operators.kernels import _as_bits
-from operators.mixed import Form, MixedEngine, exact_products, forms, operand
+from operators.mixed import MixedEngine, exact_products
+from operators.operands import Form, forms, operand
 
 DTYPES = [torch.bfloat16, torch.float32]
 
@@ -22,12 +24,26 @@ def test_no_score_is_further_off_than_the_stated_error(dtype: torch.dtype, width
     left, right = heavy(0, 900, width), heavy(1, 1100, width)
     engine = MixedEngine(right, Form(dtype, False))
     queries = operand(left, dtype)
-    rows, columns = engine.errors(queries)
+    rows, columns, _ = engine.errors(queries)
     low = torch.mm(queries.low_ND, engine.gallery.low_ND.T).double().numpy()
     off = np.abs(low - vectors.exact_matrix(left, right[engine.order]))
     rounding = engine.rounding * np.abs(low)
     assert (off <= rows[:, None] + rounding).all() and (off <= columns[None] + rounding).all()
     assert dtype == torch.float32 or off.max() > rows.min() / 10  # and the bound is not idle
+
+
+@pytest.mark.skipif(Form(torch.int8, True) not in forms(), reason="this processor has no VNNI")
+@pytest.mark.parametrize("width", [3, 128, 512])
+def test_no_int8_score_is_further_off_than_the_error_of_its_query_and_the_offset_of_its_vector(width: int) -> None:
+    left, right = heavy(0, 900, width), heavy(1, 1100, width)
+    right[0] = np.eye(1, width, dtype=np.float16)  # rounding takes nothing, beside vectors where it takes much
+    engine, queries = MixedEngine(right, Form(torch.int8, True)), operand(left, torch.int8)
+    rows, columns, offsets = engine.errors(queries)
+    gallery = operand(right[engine.order], torch.int8)
+    low = [side.low_ND.double().numpy() * side.scale_N[:, None] for side in (queries, gallery)]
+    off = np.abs(low[0] @ low[1].T - vectors.exact_matrix(left, right[engine.order]))
+    assert (off <= rows[:, None] + offsets).all() and (off <= columns + offsets).all()
+    assert off.max() > rows.min() / 10 and offsets.min() < offsets.max() / 100
 
 
 def test_coordinates_half_way_between_two_bf16_numbers_stay_within_the_error() -> None:
@@ -75,20 +91,51 @@ def test_products_are_exact_whatever_was_set_before() -> None:
 
 def test_opening_an_engine_undoes_a_hostile_setting() -> None:
     torch.set_float32_matmul_precision("medium")
-    MixedEngine(heavy(0, 4, 8))
+    MixedEngine(heavy(0, 4, 8), Wanted(1, 0, None))
     assert torch.get_float32_matmul_precision() == "highest"
 
 
 @pytest.mark.parametrize("form", [None, *forms()], ids=str)
 def test_an_engine_tells_what_it_computes_with(form: Form | None) -> None:
     stored = heavy(1, 60, 32)
-    engine = MixedEngine(stored, form)
+    engine = MixedEngine(stored, form or Wanted(3, 0, None))
     about = json.loads(json.dumps(engine.about))
     assert list(about) == ["engine", "device", "dtype", "residual", "accumulation", "margin", "reason"]
     assert (about["engine"], about["device"], about["dtype"]) == ("mixed", "cpu", str(engine.dtype).split(".")[1])
     assert about["residual"] == operand(stored, engine.dtype).residual_N.max()
-    assert about["margin"] >= engine.errors(operand(stored, engine.dtype))[0].max()
+    rows, columns, offsets = engine.errors(operand(stored, engine.dtype))
+    assert about["margin"] >= rows.max() + offsets.max() and about["margin"] >= (columns + offsets).max()
     assert about["reason"] == "given" if form else all(f"{one} " in about["reason"] for one in forms())
+
+
+def test_forms_are_tried_once_in_the_same_conditions(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+
+    def trial(gallery: np.ndarray, wanted: Wanted) -> dict[Form, float]:
+        tried.append((gallery.shape[1], wanted.k, torch.get_num_threads()))
+        return dict.fromkeys(forms(), 1.0)
+
+    monkeypatch.setattr(mixed, "seconds_by_form", trial)
+    mixed._tried.cache_clear()
+    threads = torch.get_num_threads()
+    conditions = [(8, 1, threads), (9, 1, threads), (8, 2, threads), (8, 1, threads + 1)]
+    try:
+        for width, k, count in [*conditions, *conditions]:
+            torch.set_num_threads(count)
+            MixedEngine(heavy(0, 4, width), Wanted(k, 0, None))
+    finally:
+        torch.set_num_threads(threads)
+        mixed._tried.cache_clear()
+    assert tried == conditions
+
+
+def test_taking_in_vectors_holds_little_but_the_vectors() -> None:
+    stored = heavy(0, 20_000, 64)
+    tracemalloc.start()
+    operand(stored, torch.float32)
+    found = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found < 1.5 * stored.size * 4
 
 
 @pytest.mark.parametrize("form", forms(), ids=str)

@@ -8,7 +8,8 @@ from operators import neighbors, tilepass, vectors
 from operators.engines import Wanted
 from operators.errors import CapacityError, SchemaMismatch
 from operators.gallery import shard
-from operators.mixed import MixedEngine, forms
+from operators.mixed import MixedEngine
+from operators.operands import forms
 from operators.tables import CLOSEST, NEIGHBOURS, PAIRS
 
 WIDTH = 16

@@ -1,3 +1,4 @@
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -83,6 +84,24 @@ def test_the_resolved_configuration_loads_again_to_the_same(write: Callable[...,
 def test_a_wrong_override_is_refused_by_name(write: Callable[..., str], override: str, complaint: str) -> None:
     with pytest.raises(ConfigError, match=complaint):
         load(write(), [override])
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "set.release.uri=https://me:SECRET@h/a.zip?sig=SECRET",
+        "sets.release.uri=https://h/a.zip?sig=${SECRET",
+        "sets.release.uri=[https://h/a.zip?sig=SECRET",
+        "sets.release=https://h/a.zip?sig=SECRET",
+        "sets.release.anonymous=https://me:SECRET@h/a.zip",
+        "out=https://h/a.zip?sig=SECRET",
+        "https://h/a.zip?sig-SECRET",
+    ],
+)
+def test_no_complaint_repeats_what_is_secret_in_an_address(write: Callable[..., str], override: str) -> None:
+    with pytest.raises(ConfigError, match="https://") as error:
+        load(write(), [override])
+    assert "SECRET" not in "".join(traceback.format_exception(error.value))
 
 
 @pytest.mark.parametrize(

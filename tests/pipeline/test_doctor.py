@@ -33,3 +33,6 @@ def test_two_builds_overwrite_each_other(installed: dict[str, str]) -> None:
     installed |= {"faiss-cpu": "1", "faiss-gpu-cu12": "2"}
     with pytest.raises(ModelError, match="faiss-cpu 1 and faiss-gpu-cu12 2 overwrite each other"):
         one_build("faiss")
+    installed |= {"faiss-gpu-cuvs": "3"}
+    with pytest.raises(ModelError, match="and faiss-gpu-cuvs 3 and"):
+        one_build("faiss")

@@ -25,7 +25,7 @@ from pipeline.calibrate import set_columns
 from pipeline.clean import CleanConfig, clean
 from pipeline.config import AuditConfig, load
 from pipeline.embed import embed, unit_store
-from pipeline.face_units import face_numbers, face_units, seen
+from pipeline.face_units import face_numbers, face_units, images_among, seen
 from pipeline.gathering import FURTHER, LISTED, gather
 from pipeline.imagery import Imagery
 from pipeline.layout import units_of
@@ -159,6 +159,18 @@ def test_the_bystander_is_found_as_a_person_without_a_name(audited: AuditConfig)
     assert sets["release"]["faces"]["audited"] == 3 and sets["control"]["faces"]["audited"] == 12
     assert summary["arms"]["training"]["comparisons"] == 3 * 14
     assert summary["calibration"]["images"] == 9 and summary["calibration"]["labels"], "of the largest faces alone"
+
+
+def test_release_images_are_counted_and_not_their_faces(audited: AuditConfig) -> None:
+    run = Run(audited)
+    rows = set_columns(run, "release", ("key",))["key"]
+    assert images_among(run, "release", rows, pa.chunked_array([TWO])) == 1
+    assert images_among(run, "release", rows, rows) == 2
+    assert images_among(run, "release", rows, rows.slice(0, 0)) == 0
+    found = run.table("assess", "candidates", CANDIDATES)
+    for arm, told in json.loads((run.folder / "summary.json").read_bytes())["arms"].items():
+        own = found.filter(pc.equal(found["arm"], arm))["release_key"].to_pylist()
+        assert told["release_images"] == len({key.partition("#")[0] for key in own})
 
 
 def test_people_are_not_joined_to_whom_they_stand_beside(audited: AuditConfig) -> None:

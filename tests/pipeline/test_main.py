@@ -26,6 +26,14 @@ def test_the_command_line_takes_no_other_flags(root: Path) -> None:
     assert flags == {"--help", "-h", "--version"}
 
 
+@pytest.mark.parametrize("verb", ["run", "plan", "watch"])
+def test_a_secret_does_not_belong_on_the_command_line(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Others see the arguments of a process, and Ray keeps them as the job's entry point."""
+    assert command.main([verb, "nowhere.yaml", "sets.release.uri=https://h/my set.zip?sig=SECRET"]) == 1
+    said = capsys.readouterr().err
+    assert "https://h/my set.zip?…" in said and "${oc.env:NAME}" in said and "SECRET" not in said
+
+
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [

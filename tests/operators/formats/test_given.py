@@ -130,6 +130,13 @@ def test_lines_that_are_no_records_are_not_read_to_their_end(tmp_path: Path, mon
     with pytest.raises(FormatError, match=r"1,004 records cannot be read and 3 can \(is no JSON object"):
         listed(tmp_path)
     assert [len(one.made) for one in entries] == [501, 1007]
+    (tmp_path / "e.jsonl").write_text(vector * 3 + "x\n" * 800)
+    (tmp_path / "f.jsonl").write_text("x\n" * 800)
+    with pytest.raises(FormatError, match=r"1,004 records cannot be read and 3 can"):
+        listed(tmp_path)
+    (tmp_path / "e.jsonl").write_text(vector * 600)
+    (tmp_path / "f.jsonl").write_text("x\n" * 1600)
+    assert len(listed(tmp_path).entries) == 2200
 
 
 def listed(uri: Path, **options: Any) -> Listing:

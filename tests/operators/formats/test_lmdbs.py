@@ -202,6 +202,18 @@ def test_limits_and_names(tmp_path: Path) -> None:
     assert "max_member_bytes" in errors["2.jpg"]
 
 
+def test_values_that_are_no_images_are_not_all_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x.lmdb"
+    put(path, {b"%06d" % at: JPEG if at < 3 else b"n" * 40 for at in range(3000)})
+    assert len(listed(path).entries) == 3000
+    monkeypatch.setattr("operators.formats.listing.MOST_FAULTS", 1000)
+    refuse, refused = lmdbs.Spans.refuse, []
+    monkeypatch.setattr(lmdbs.Spans, "refuse", lambda *given: refused.append(1) or refuse(*given))
+    with pytest.raises(FormatError, match=r"1,004 records cannot be read and 3 can \(values that are no images"):
+        listed(path)
+    assert len(refused) == 1004
+
+
 def test_a_database_of_too_many_values_is_not_looked_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While it is scanned, before any value is looked at: plain values, and values that are damaged."""
     path = tmp_path / "x.lmdb"

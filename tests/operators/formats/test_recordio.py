@@ -275,6 +275,13 @@ def test_a_file_of_nothing_is_not_looked_through_to_its_end(
     assert len(faults(listed(tmp_path, limits=SourceLimits(max_records=603)))) == 600
     with pytest.raises(FormatError, match="more than 602 records"):
         listed(tmp_path, limits=SourceLimits(max_records=602))
+    monkeypatch.setattr("operators.formats.listing.MOST_FAULTS", 1000)
+    (tmp_path / "val.rec").write_bytes(record(b"") * 600)  # the limit is of the set, and not of each file
+    with pytest.raises(FormatError, match="1,004 records cannot be read and 3 can"):
+        listed(tmp_path)
+    (tmp_path / "train.rec").write_bytes(image * 600)
+    (tmp_path / "val.rec").write_bytes(record(b"") * 1600)
+    assert len(faults(listed(tmp_path))) == 1600
 
 
 def test_the_next_record_is_found_by_reads_as_small_as_it_is_near() -> None:
