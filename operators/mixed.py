@@ -54,6 +54,13 @@ def _tried() -> dict[tuple[int, ...], dict[Form, float]]:
     return {}
 
 
+def _crowding(gallery_GD: NDArray[np.float16]) -> tuple[int, int]:
+    """How far apart scores lie, coarsely: mean and spread of those of a few vectors, in steps of 0.1 and 0.02."""
+    some = gallery_GD[np.random.default_rng(0).permutation(len(gallery_GD))[:256]].astype(np.float32)
+    scores = (some @ some.T)[np.triu_indices(len(some), 1)]
+    return (round(float(scores.mean()) / 0.1), round(float(scores.std()) / 0.02)) if len(scores) else (0, 0)
+
+
 def seconds_by_form(gallery_GD: NDArray[np.float16], wanted: Wanted) -> dict[Form, float]:
     """Seconds of each form for a part of the gallery with itself: how many scores pass a bar depends on the data."""
     chosen = np.random.default_rng(0).permutation(len(gallery_GD))
@@ -90,7 +97,8 @@ class MixedEngine:
         exact_products()
         reason = "given"
         if isinstance(form, Wanted):
-            conditions = gallery_GD.shape[1], form.k, numba.get_num_threads(), torch.get_num_threads()
+            threads = numba.get_num_threads(), torch.get_num_threads()
+            conditions = gallery_GD.shape[1], form.k, *threads, *_crowding(gallery_GD)
             seconds = _tried().get(conditions) or seconds_by_form(gallery_GD, form)
             _tried()[conditions] = seconds
             form = min(seconds, key=lambda one: seconds[one])

@@ -65,6 +65,8 @@ def seconds(work: Callable[[], object]) -> float:
 
 def exact(queries: np.ndarray, gallery: np.ndarray, k: int, columns: int) -> float:
     search = ShardSearch(shard(np.arange(len(gallery)), gallery), "mixed", Wanted(k, columns, None))
+    if search.engine and not columns:
+        print(f"{'':>10} {search.engine.about['reason']}")
     return seconds(lambda: search.tile(np.arange(len(queries)), queries, 0))
 
 

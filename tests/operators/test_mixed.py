@@ -123,10 +123,15 @@ def test_forms_are_tried_once_in_the_same_conditions(monkeypatch: pytest.MonkeyP
         for width, k, count in [*conditions, *conditions]:
             torch.set_num_threads(count)
             MixedEngine(heavy(0, 4, width), Wanted(k, 0, None))
+        crowd = np.eye(1, 8) + 0.05 * np.random.default_rng(0).standard_normal((300, 8))
+        for spread in (heavy(0, 300, 8), vectors.normalise(crowd)[0]):
+            torch.set_num_threads(threads)
+            MixedEngine(spread, Wanted(1, 0, None))
     finally:
         torch.set_num_threads(threads)
         mixed._tried.cache_clear()
-    assert tried == conditions
+    assert tried[: len(conditions)] == conditions
+    assert tried[-1] == (8, 1, threads)  # other data are another condition
 
 
 def test_taking_in_vectors_holds_little_but_the_vectors() -> None:
