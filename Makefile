@@ -38,7 +38,7 @@ demo: setup ## audit the demo release on this machine; ends with a summary and r
 test: setup check ## the test suite and all checks
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m 'not long'
 
-test-long: setup ## what takes minutes by itself: the guide walked on the demo with a browser, jobs, rounds of faults
+test-long: setup ## what takes minutes by itself: the guide walked on the demo with a browser, jobs, rounds of faults, the search for other processors
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m long
 
 check: $(VENV)/.done ## lint, format, types, import contracts

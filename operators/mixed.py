@@ -14,7 +14,6 @@ library rounds sums to bf16, that moves them by 2^-8 |s| at most, but costs no m
 reaches the bar rounded down to bf16 once it is rounded itself, because rounding keeps the order.
 """
 
-import functools
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +32,9 @@ SAMPLE = 2048
 LONGEST = 1.0011
 """Length of a stored vector at most."""
 
+_tried: dict[tuple[int, ...], dict[Form, float]] = {}
+"""Trials that this process has made, by their conditions: it opens many shards, and a trial takes half a second."""
+
 
 def exact_products() -> None:
     """Switch off every setting of torch that may sum or multiply in less than fp32: the bound does not cover it."""
@@ -46,12 +48,6 @@ def exact_products() -> None:
         products.allow_fp16_accumulation = False
     if hasattr(torch.backends.mkldnn, "matmul"):
         torch.backends.mkldnn.matmul.fp32_precision = "ieee"
-
-
-@functools.cache
-def _tried() -> dict[tuple[int, ...], dict[Form, float]]:
-    """Trials that this process has made: it opens many shards, and a trial takes half a second."""
-    return {}
 
 
 def _crowding(gallery_GD: NDArray[np.float16]) -> tuple[int, int]:
@@ -78,12 +74,27 @@ def seconds_by_form(gallery_GD: NDArray[np.float16], wanted: Wanted) -> dict[For
 
 
 def accumulation(dtype: "torch.dtype", width: int) -> float:
-    """Bound on the error of a score's sum and, for int8, of bringing it to a cosine in three roundings."""
+    """Bound on the error of a score's sum and, for int8, of bringing it to a cosine.
+
+    That takes three roundings, of 2^-24 each, of numbers that stay below 2.7 even where rounding to int8 lengthens a
+    vector most (by sqrt(d)/254, d up to 8,192).
+    """
     import torch
 
     if dtype == torch.int8:
-        return 2.0**-22 * LONGEST**2
+        return 2.0**-21
     return (width + -(-width // 4)) * 2.0**-23 * (LONGEST + 2.0**-8) ** 2
+
+
+def sampled(dtype: "torch.dtype") -> "torch.dtype":
+    """The type in which a library multiplies a sample for first bars: bf16 only where the processor has it."""
+    import torch
+
+    from operators.microkernels import DTYPES
+
+    if dtype != torch.int8:
+        return dtype
+    return torch.bfloat16 if "bfloat16" in DTYPES else torch.float32
 
 
 class MixedEngine:
@@ -99,13 +110,13 @@ class MixedEngine:
         if isinstance(form, Wanted):
             threads = numba.get_num_threads(), torch.get_num_threads()
             conditions = gallery_GD.shape[1], form.k, *threads, *_crowding(gallery_GD)
-            seconds = _tried().get(conditions) or seconds_by_form(gallery_GD, form)
-            _tried()[conditions] = seconds
+            seconds = _tried.get(conditions) or seconds_by_form(gallery_GD, form)
+            _tried[conditions] = seconds
             form = min(seconds, key=lambda one: seconds[one])
             trial = ", ".join(f"{one} {took:.2e} s" for one, took in seconds.items())
             reason = f"{form} is the fastest of {trial}"
         self.form, self.dtype = form, form.dtype
-        self.sampled = torch.float32 if self.dtype == torch.float32 else torch.bfloat16
+        self.sampled = sampled(self.dtype)
         self.order = np.random.default_rng(0).permutation(len(gallery_GD)).astype(np.int32)
         """Vectors are held in a random order: this one."""
         self.place = np.argsort(self.order)

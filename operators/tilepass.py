@@ -1,6 +1,7 @@
 """One pass of the mixed-precision engine over all products of a block with a shard."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -62,7 +63,7 @@ def enough(expected: float, deviations: float = 2.0) -> int:
     return math.ceil(expected + deviations * math.sqrt(expected) + deviations**2 / 4)
 
 
-class TilePass:
+class TilePass(ABC):
     """Compares every product with the bars and keeps what may matter.
 
     Subclasses multiply. The engine holds its vectors in a random order, so what was compared so far is a random sample
@@ -111,16 +112,17 @@ class TilePass:
         others = together(self.others)
         return together([*self.held, others.take(self._enters(others))]), self.row_bars[self.place]
 
+    @abstractmethod
     def _least(self) -> int:
         """Pairs that a thread must have room for."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _open(self, rows: slice) -> None:
         """Prepare these queries for products."""
 
+    @abstractmethod
     def _multiply(self, rows: slice, start: int, end: int) -> None:
         """Multiply these queries with the gallery's vectors `start` to `end`, and hold what passes a bar."""
-        raise NotImplementedError
 
     def _raise(self, rows: slice, share: float) -> None:
         """Raise the bars of these queries by what they found in a `share` of the gallery."""
@@ -206,10 +208,13 @@ class LibraryPass(TilePass):
     def _least(self) -> int:
         return TILE
 
+    def _open(self, rows: slice) -> None:
+        self.left = self.queries.low_ND[rows]
+
     def _multiply(self, rows: slice, start: int, end: int) -> None:
         import torch
 
-        left = self.queries.low_ND[rows]
+        left = self.left
         row_bits = self.engine.as_bits(self.row_bars[rows] - self.row_errors[rows])
         for at in range(start, end, TILE):
             group = slice(at, min(at + TILE, end))

@@ -116,7 +116,7 @@ def test_forms_are_tried_once_in_the_same_conditions(monkeypatch: pytest.MonkeyP
         return dict.fromkeys(forms(), 1.0)
 
     monkeypatch.setattr(mixed, "seconds_by_form", trial)
-    mixed._tried.cache_clear()
+    mixed._tried.clear()
     threads = torch.get_num_threads()
     conditions = [(8, 1, threads), (9, 1, threads), (8, 2, threads), (8, 1, threads + 1)]
     try:
@@ -129,7 +129,7 @@ def test_forms_are_tried_once_in_the_same_conditions(monkeypatch: pytest.MonkeyP
             MixedEngine(spread, Wanted(1, 0, None))
     finally:
         torch.set_num_threads(threads)
-        mixed._tried.cache_clear()
+        mixed._tried.clear()
     assert tried[: len(conditions)] == conditions
     assert tried[-1] == (8, 1, threads)  # other data are another condition
 
